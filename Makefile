@@ -1,0 +1,36 @@
+# One command each, on a machine with Python 3.11 and pip:  make train   |   make test
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+RECIPE ?= traffic/cologne8
+
+.PHONY: train test test-all lint bench clean
+.DEFAULT_GOAL := test
+
+# Made again only when what is installed would change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@# torch first, by its exact version: a range would fetch a CUDA build of several gigabytes
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep -i '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/seqrl train $(RECIPE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# Everything, hours: learning runs and real kills included.
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
