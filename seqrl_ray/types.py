@@ -2,7 +2,7 @@
 
 One direction, four messages: an environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of rows of
 many streams), a replay shard makes a `Transitions` or `Windows` batch, a learner makes `Weights`.
-This file imports numpy only, because every process loads it.
+This file imports numpy only, because every process loads it; it is long because all nouns stand in one place.
 
 Dims: S slots of one policy group, R stored rows, U updates in one draw, B batch, K window steps, A actions,
 N agents, D features. A *row* is one agent decision, or the final observation after the last decision of a stream.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,7 @@ class Step:
     final_slots: IntArray  # [F] int64: slots whose stream ended with this transition
     final_obs: Array  # [F, *obs] the observation their last transition led to
     legal: BoolArray | None = None  # [S, A] if the group is masked
+    final_legal: BoolArray | None = None  # [F, A] legal at `final_obs`; None: every action the slot has
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,10 @@ class OpenEpisode:
     """The how-manieth episode of this environment copy."""
     actions: Mapping[str, Array]
     """Policy id -> actions so far, [T, slots of this copy in the group, ...]."""
+    streams: Mapping[str, IntArray] = field(default_factory=dict)
+    """Policy id -> `episode_id` of each of the copy's slots as the episode began; empty where that is `index`."""
+    digest: str = ""
+    """Fingerprint of the current observations; restoring refuses a replay that leads elsewhere. "" is not checked."""
 
 
 class SeedStream(Protocol):
@@ -225,6 +230,15 @@ class Trajectory:
         return int(self.rows - np.count_nonzero(self.columns["final"]))
 
 
+@dataclass(frozen=True)
+class Fragment:
+    """What a rollout made in one go: one Trajectory per policy id that has rows, and the episodes that ended."""
+
+    trajectories: tuple[Trajectory, ...]
+    episodes: tuple[EpisodeEnd, ...]
+    env_steps: int
+
+
 # ------------------------------------------------------------------------------------------- replay -> learner
 
 
@@ -252,6 +266,8 @@ class SampleSpec:
     burn_in_steps: int = 0
     returns: bool = False
     """Windows carry returns-to-go: then only finished, uncut episodes serve."""
+    return_gamma: float = 1.0
+    """Discount of the returns-to-go."""
     extra: tuple[ColumnSpec, ...] = ()
 
 
@@ -310,6 +326,61 @@ class Windows:
 
 
 Batch = Transitions | Windows
+
+
+# ------------------------------------------------------------------------------------ what an algorithm is handed
+
+T = TypeVar("T")
+"""A tensor type: this file never imports torch."""
+
+
+@dataclass(frozen=True)
+class ActInput:
+    """What the S slots of a group know when they act. See `Algorithm.act`."""
+
+    obs: Array  # [S, *policy_obs]
+    prev_action: Array  # [S] int64 or [S, *action] float32; 0 where `is_first`
+    prev_reward: FloatArray  # [S] float32; 0 where `is_first`
+    is_first: BoolArray  # [S]
+    legal: BoolArray | None  # [S, A] if the group is masked
+    slot_params: Mapping[str, Array]  # name -> [S], from `Algorithm.slot_params`
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class TransitionTensors(Generic[T]):
+    """`Transitions` as `loops.feed` puts them on the learner's device; shapes and meanings are the same."""
+
+    obs_tm1: T
+    action_tm1: T
+    reward_t: T
+    discount_t: T
+    obs_t: T
+    weight: T
+    legal_tm1: T | None = None
+    legal_t: T | None = None
+    extra: Mapping[str, T] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WindowTensors(Generic[T]):
+    """`Windows` as `loops.feed` puts them on the learner's device; shapes and meanings are the same."""
+
+    obs: T
+    action: T
+    reward: T
+    terminated: T
+    truncated: T
+    valid: T
+    learn: T
+    timestep: T
+    is_first: T
+    next_obs: T
+    return_to_go: T | None
+    weight: T
+    legal: T | None = None
+    next_legal: T | None = None
+    extra: Mapping[str, T] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------- learner -> everyone

@@ -1,0 +1,96 @@
+"""The algorithms, by name. Torch-free until `make_algorithm` is called.
+
+Each is assembled of three named parts: the algorithm, its settings, and the function that builds its network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from seqrl_ray.algorithms.contract import Algorithm
+    from seqrl_ray.types import GroupSpec
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Where an algorithm's parts stand, each as "module:name" inside the package."""
+
+    algorithm: str
+    settings: str
+    network: str
+
+
+_ALGORITHMS = {
+    "double_dqn": _Parts(
+        "algorithms.double_dqn:DoubleDqn", "algorithms.double_dqn_settings:DoubleDqnSettings", "networks.q_heads:q_network"
+    ),
+    "dqn": _Parts("algorithms.dqn:Dqn", "algorithms.dqn_settings:DqnSettings", "networks.q_heads:q_network"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names a recipe's `algorithm.name` may have."""
+    return tuple(sorted(_ALGORITHMS))
+
+
+def settings_class(name: str) -> type[Settings]:
+    """Return the settings class of an algorithm, without importing torch.
+
+    Raises: RecipeError: unknown name; the message names the closest one.
+    """
+    cls: type[Settings] = _load(_parts(name).settings)
+    return cls
+
+
+def make_algorithm(
+    name: str,
+    settings: Settings,
+    group: GroupSpec,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    compile_updates: int = 0,
+) -> Algorithm:
+    """Build an algorithm for one policy group.
+
+    Args:
+        name: one of `names()`.
+        settings: an instance of `settings_class(name)`.
+        group: what the policy sees and does.
+        device: torch device; "auto" = CUDA where there is one.
+        seed: of the first weights; equal seeds give equal weights whatever else happened in the process.
+        compile_updates: updates fused into one compiled graph; 0 = eager.
+    Raises: RecipeError: the group's actions or observations do not fit the algorithm, or compiling was asked for
+        and cannot be done here.
+    """
+    import torch
+
+    parts = _parts(name)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _load(parts.network)(settings, group)
+    algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device)
+    if compile_updates:
+        _load("algorithms.compiled:enable")(algorithm, compile_updates)
+    return algorithm
+
+
+def _parts(name: str) -> _Parts:
+    if name not in _ALGORITHMS:
+        raise RecipeError(
+            f"algorithm.name={name!r} is not an algorithm.{did_you_mean(name, _ALGORITHMS)} Known: {', '.join(names())}."
+        )
+    return _ALGORITHMS[name]
+
+
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(f"seqrl_ray.{module}"), attribute)

@@ -1,0 +1,423 @@
+"""What the algorithms here share: learning on one flat parameter vector, and epsilon-greedy acting.
+
+All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend of the
+target network and a copy for the actors are each a few operations on that vector, whatever the network.
+Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, as torch.optim.Adam computes it; exploration by actor: Horgan et
+al. (2018), arXiv:1803.00933. Departs from the latter: the ladder's base may itself be annealed.
+Dims: S slots, U updates in one call, k updates in one graph, B batch, A actions, P parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import itemgetter
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.losses.reduce import weighted_sum
+from seqrl_ray.settings import Settings, mutable_keys, parse
+from seqrl_ray.types import BoolArray, FloatArray, GroupSpec, IntArray, Update
+
+BETA1, BETA2 = 0.9, 0.999
+"""Adam's decay rates, as the paper recommends."""
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+BatchT = TypeVar("BatchT")
+Forward = Callable[..., Any]
+
+
+class Terms(NamedTuple):
+    """What a loss gives back: one value per element, and how they count."""
+
+    loss: Tensor  # [B, ...]
+    weight: Tensor  # [B, ...]
+    valid: Tensor | None  # [B, ...] bool
+    priorities: Tensor  # [B], >= 0
+    metrics: dict[str, Tensor]  # name -> []
+
+
+class Gradients(NamedTuple):
+    """What one minibatch asks for. Learners that share a batch add `total` and `elements` before dividing."""
+
+    total: Tensor  # [P] summed over the elements
+    elements: Tensor  # [] how many
+    priorities: Tensor  # [B]
+    metrics: dict[str, Tensor]  # name -> []
+
+
+class LearnedState(NamedTuple):
+    """All that learning makes, as flat vectors [P]; the pure functions map one such state to the next."""
+
+    online: Tensor
+    target: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+
+
+class Progress(NamedTuple):
+    """What k updates gave."""
+
+    state: LearnedState
+    priorities: Tensor  # [k, B]
+    metrics: dict[str, Tensor]  # name -> [k]
+
+
+class FusedSteps(Protocol):
+    """A compiled `FlatLearner.steps` over `updates` minibatches; see `compiled.py`."""
+
+    updates: int
+
+    def __call__(self, state: LearnedState, batch: Any, scalars: Sequence[Sequence[float]]) -> Progress: ...
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The settings keys that every gradient algorithm has; see their descriptions in the settings class."""
+
+    learning_rate: float
+    lr_decay_start: float
+    lr_end_fraction: float
+    adam_eps: float
+    max_grad_norm: float
+    target_tau: float
+    target_period_updates: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Optimiser:
+        """Pick the keys out of an algorithm's settings."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at this share of the run: constant, then linear to `lr_end_fraction` of it."""
+        if progress <= self.lr_decay_start:
+            return self.learning_rate
+        fallen = (min(progress, 1.0) - self.lr_decay_start) / (1.0 - self.lr_decay_start)
+        return self.learning_rate * (1.0 - fallen * (1.0 - self.lr_end_fraction))
+
+    def target_share(self, update: int) -> float:
+        """Share of the online network that the target takes over after update number `update` (from 1)."""
+        if self.target_period_updates:
+            return 1.0 if update % self.target_period_updates == 0 else 0.0
+        return self.target_tau
+
+
+class FlatLearner(Generic[SettingsT]):
+    """Base of the gradient algorithms: a subclass adds the batch it wants, how it acts, and its loss."""
+
+    pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
+    learns: ClassVar[bool] = True
+
+    def __init__(self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu") -> None:
+        self.settings = settings
+        self.optimiser = Optimiser.of(settings)
+        self.group = group
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.state = LearnedState(
+            flatten(self.network),
+            flatten(self.target_network),
+            *(torch.zeros_like(flatten(self.network)) for _ in range(2)),
+        )
+        self._gradient = torch.zeros_like(self.state.online)  # [P]
+        self._layout = [(name, p.shape, p.numel()) for name, p in self.network.named_parameters()]
+        for parameter, view in zip(self.network.parameters(), self._split(self._gradient).values(), strict=True):
+            parameter.grad = view
+        self.fused: FusedSteps | None = None
+        self._updates = 0
+        self._adam_steps = 0
+
+    # ------------------------------------------------------------------------------------------ what a subclass gives
+
+    def loss(self, online: Forward, target: Forward, minibatch: Any) -> Terms:
+        """Return the loss of one minibatch.
+
+        Args:
+            online: the network being learned; gradients flow through it.
+            target: its slow copy.
+            minibatch: one minibatch of the declared view, leading dimension [B].
+        """
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------------------- hyper-parameters
+
+    @property
+    def updates(self) -> int:
+        """Updates done in all."""
+        return self._updates
+
+    def hparams(self, progress: float) -> dict[str, float]:
+        """Return the mutable hyper-parameters in force at this share of the run."""
+        values = {name: float(getattr(self.settings, name)) for name in mutable_keys(type(self.settings))}
+        return {**values, "learning_rate": self.optimiser.rate(progress)}
+
+    def set_hparams(self, values: Mapping[str, float]) -> None:
+        """Change mutable hyper-parameters in a living run.
+
+        Raises: RecipeError: a name is not mutable, or a value breaks the schema's bound.
+        """
+        known = mutable_keys(type(self.settings))
+        for name in values:
+            if name not in known:
+                raise RecipeError(
+                    f"algorithm.{name} is not mutable: a living run cannot change it. "
+                    f"Change one of {', '.join(known)}, or start a new run."
+                )
+        self.settings = parse(type(self.settings), {**self.settings.model_dump(), **values}, "algorithm")
+        self.optimiser = Optimiser.of(self.settings)
+
+    # --------------------------------------------------------------------------------------------------------- learning
+
+    def update(self, batch: Any, hparams: Mapping[str, float]) -> Update:
+        """Take one gradient step per minibatch of `batch` [U, B, ...], in order.
+
+        What does not fill a compiled graph of `fused.updates` steps is done eagerly, to 1e-6 the same.
+        """
+        total = len(batch.weight)
+        scalars = self._scalars(total, hparams["learning_rate"])
+        parts: list[Progress] = []
+        done = 0
+        while self.fused is not None and total - done >= self.fused.updates:
+            some = slice(done, done + self.fused.updates)
+            parts.append(self._take_over(self.fused(self.state, change(batch, itemgetter(some)), scalars[some])))
+            done = some.stop
+        rest = change(batch, itemgetter(slice(done, None)))
+        for minibatch, row in zip(unbind(rest, total - done), scalars[done:], strict=True):
+            parts.append(self._take_over(self.steps(self.state, [minibatch], [row], self._backward)))
+        self._updates += total
+        self._adam_steps += total
+        names = list(parts[0].metrics)
+        means = torch.stack([torch.cat([p.metrics[name] for p in parts]).mean() for name in names]).tolist()  # [M]
+        return Update(
+            priorities=torch.cat([p.priorities for p in parts]).cpu().numpy(),  # [U, B]
+            metrics=dict(zip(names, means, strict=True)),
+        )
+
+    def gradients(self, online: Tensor, target: Tensor, minibatch: Any) -> Gradients:
+        """Return the summed gradient of one minibatch at the parameters `online` [P]. Pure; compiles."""
+        gradient, (_, aux) = torch.func.grad_and_value(
+            lambda flat: self._summed(self._at(flat), self._at(target), minibatch), has_aux=True
+        )(online)
+        return Gradients(gradient, *aux)
+
+    def apply(
+        self, state: LearnedState, gradient: Tensor, scalars: Sequence[float] | Tensor
+    ) -> tuple[LearnedState, Tensor]:
+        """Return the state after one clipped step of Adam and of the target network, and the norm of `gradient`. Pure.
+
+        Args:
+            state: before.
+            gradient: mean gradient [P].
+            scalars: (step size with bias correction 1, root of bias correction 2, target share).
+        """
+        step_size, root_bias2, share = scalars[0], scalars[1], scalars[2]
+        optimiser = self.optimiser
+        norm = torch.linalg.vector_norm(gradient)  # []
+        if optimiser.max_grad_norm:
+            gradient = gradient * (optimiser.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # [P]
+        first = state.first_moment.lerp(gradient, 1.0 - BETA1)  # [P]
+        second = torch.addcmul(state.second_moment * BETA2, gradient, gradient, value=1.0 - BETA2)  # [P]
+        step = first / (second.sqrt() / root_bias2 + optimiser.adam_eps)  # [P]
+        online = state.online - step_size * step  # [P]
+        if isinstance(share, float) and share in (0.0, 1.0):
+            target = online if share else state.target  # [P]
+        else:
+            target = state.target.lerp(online, share)  # [P]
+        return LearnedState(online, target, first, second), norm
+
+    def steps(
+        self,
+        state: LearnedState,
+        minibatches: Sequence[Any],
+        scalars: Sequence[Sequence[float] | Tensor],
+        gradients_of: Callable[[Tensor, Tensor, Any], Gradients],
+    ) -> Progress:
+        """Take one step per minibatch. Pure, and compiles, if `gradients_of` is `gradients`."""
+        priorities, metrics = [], []
+        for minibatch, row in zip(minibatches, scalars, strict=True):
+            gradients = gradients_of(state.online, state.target, minibatch)
+            state, norm = self.apply(state, gradients.total / gradients.elements, row)
+            priorities.append(gradients.priorities)
+            metrics.append({**gradients.metrics, "grad_norm": norm})
+        stacked = {name: torch.stack([m[name] for m in metrics]) for name in metrics[0]}  # name -> [k]
+        return Progress(state, torch.stack(priorities), stacked)  # [k, B]
+
+    def _backward(self, online: Tensor, target: Tensor, minibatch: Any) -> Gradients:
+        """Do what `gradients` does, at the present parameters only: by the modules' own backward, at half the overhead."""
+        summed, aux = self._summed(self.network, self.target_network, minibatch)
+        self._gradient.zero_()
+        summed.backward()  # type: ignore[no-untyped-call]
+        return Gradients(self._gradient, *aux)
+
+    def _summed(
+        self, online: Forward, target: Forward, minibatch: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Return the summed loss [], and (elements [], priorities [B], metrics)."""
+        terms = self.loss(online, target, minibatch)
+        summed, elements = weighted_sum(terms.loss, terms.weight, terms.valid)  # [], []
+        return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
+
+    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float]]:
+        """Return (step size, root of bias correction 2, target share) of the next `count` updates, in float64."""
+        return [
+            (
+                learning_rate / (1.0 - BETA1 ** (self._adam_steps + i)),
+                math.sqrt(1.0 - BETA2 ** (self._adam_steps + i)),
+                self.optimiser.target_share(self._updates + i),
+            )
+            for i in range(1, count + 1)
+        ]
+
+    def _take_over(self, progress: Progress) -> Progress:
+        """Write a new state into the vectors that the networks are views of."""
+        for old, new in zip(self.state, progress.state, strict=True):
+            if old is not new:
+                old.copy_(new)
+        return progress
+
+    def _at(self, flat: Tensor) -> Forward:
+        """Return the network as a function with the parameters `flat` [P]."""
+        views = self._split(flat)
+        return lambda *inputs: torch.func.functional_call(self.network, views, inputs)
+
+    def _split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return parameter name -> view of `flat` [P] in the parameter's shape."""
+        parts = torch.split(flat, [numel for _, _, numel in self._layout])
+        return {name: part.view(shape) for (name, shape, _), part in zip(self._layout, parts, strict=True)}
+
+    # ------------------------------------------------------------------------------------------------------------ state
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return a copy of the online parameters, flat [P]."""
+        return self.state.online.cpu().numpy().copy()
+
+    def load_weights(self, flat: NDArray[np.float32]) -> None:
+        """Act with these parameters [P] from now on. Raises: CheckpointError: another size."""
+        self._fill("weights", self.state.online, flat)
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the parameters, the target's, and Adam's moments and step count."""
+        vectors = {name: v.cpu().numpy().copy() for name, v in self.state._asdict().items()}
+        return {**vectors, "adam_steps": np.array(self._adam_steps, dtype=np.int64)}
+
+    def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
+        expect_names("learned", values, {*LearnedState._fields, "adam_steps"})
+        for name, vector in self.state._asdict().items():
+            self._fill(name, vector, values[name])
+        self._adam_steps = int(values["adam_steps"])
+
+    def private(self) -> dict[str, Any]:
+        """Return the update counter and the mutable hyper-parameters as they stand."""
+        mutable = {name: getattr(self.settings, name) for name in mutable_keys(type(self.settings))}
+        return {"updates": self._updates, "hparams": mutable}
+
+    def load_private(self, values: Mapping[str, Any]) -> None:
+        """Take over `private()`. Raises: CheckpointError: a name differs."""
+        expect_names("private", values, {"updates", "hparams"})
+        self.set_hparams(values["hparams"])
+        self._updates = int(values["updates"])
+
+    def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
+        if tuple(values.shape) != tuple(vector.shape):
+            raise CheckpointError(
+                f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: they belong to another "
+                "network. Load them into the recipe they were made with."
+            )
+        vector.copy_(torch.as_tensor(np.array(values, dtype=np.float32)))
+
+
+def flatten(network: nn.Module) -> Tensor:
+    """Make every parameter a view of one contiguous float32 vector, and return that vector [P]."""
+    parameters = list(network.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters]).contiguous()  # [P]
+    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return flat
+
+
+def change(batch: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:
+    """Return a batch of tensors with `function` applied to every one of them."""
+    changed: dict[str, Any] = {}
+    for item in fields(batch):  # type: ignore[arg-type]
+        value = getattr(batch, item.name)
+        if isinstance(value, Mapping):
+            changed[item.name] = {name: function(v) for name, v in value.items()}
+        else:
+            changed[item.name] = None if value is None else function(value)
+    return type(batch)(**changed)
+
+
+def unbind(batch: BatchT, count: int) -> list[BatchT]:
+    """Cut a batch of tensors [count, B, ...] into minibatches [B, ...]."""
+    return [change(batch, itemgetter(u)) for u in range(count)]
+
+
+def expect_names(what: str, values: Mapping[str, Any], names: set[str]) -> None:
+    """Raise CheckpointError unless `values` has exactly these names."""
+    if set(values) != names:
+        raise CheckpointError(
+            f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: the state belongs "
+            "to another algorithm. Load it into the recipe it was made with."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- acting
+
+
+def epsilon_of_slots(
+    progress: float, rank: IntArray, total: int, *, start: float, end: float, fraction: float, alpha: float
+) -> FloatArray:
+    """Return each slot's chance of a random action, [S] float32.
+
+        epsilon(progress) ** (1 + alpha * rank / (total - 1)),  epsilon falling linearly from start to end
+
+    Args:
+        progress: share of the run that is spent, in [0, 1].
+        rank: number of each slot's environment copy, [S] in [0, total).
+        total: environment copies in all actors; with one, the exponent is 1.
+        start: epsilon at the start.
+        end: epsilon once `fraction` of the run is spent.
+        fraction: share of the run over which it falls; 0 = at once.
+        alpha: 0 = all copies alike.
+    Source: Horgan et al. (2018), section 4.1 (there start = end = 0.4, alpha = 7).
+    """
+    fallen = min(progress / fraction, 1.0) if fraction > 0.0 else 1.0
+    epsilon = start + (end - start) * fallen
+    exponent = 1.0 + alpha * np.asarray(rank, dtype=np.float64) / max(total - 1, 1)  # [S]
+    return (epsilon**exponent).astype(np.float32)  # [S]
+
+
+def greedy(q: FloatArray, legal: BoolArray | None) -> IntArray:
+    """Return the best legal action of each slot, [S] int64; the lowest index on a tie, 0 where nothing is legal."""
+    best: IntArray = (q if legal is None else np.where(legal, q, -np.inf)).argmax(1)  # [S]
+    return best
+
+
+def epsilon_greedy(
+    q: FloatArray, legal: BoolArray | None, epsilon: FloatArray, rng: np.random.Generator
+) -> IntArray:
+    """Return the best legal action, or with chance epsilon a uniformly drawn legal one.
+
+    Args:
+        q: action values [S, A].
+        legal: [S, A] bool; None = all.
+        epsilon: [S], in [0, 1].
+        rng: the only source of randomness; draws the same amount whatever epsilon is.
+    Returns: [S] int64.
+    """
+    slots, actions = q.shape
+    explore = rng.random(slots) < epsilon  # [S]
+    if legal is None:
+        drawn = rng.integers(0, actions, slots)  # [S]
+    else:
+        drawn = np.where(legal, rng.random((slots, actions)), -1.0).argmax(1)  # [S]
+    return np.where(explore, drawn, greedy(q, legal))  # [S]

@@ -1,0 +1,122 @@
+"""The layer between any policy and the signals: yellow, all-red, minimum and maximum green, legal transitions.
+
+Source: sumo-rl's rule for the transition state (a link green now and red or `s` next shows yellow, every other link keeps its state) and
+for the first green of an episode (it counts as begun after one yellow, so a switch is first legal when min_green has passed
+after that). Ours: all-red, maximum green, cyclic transitions, the mask, and the count of refusals.
+A *refusal* is a wish the layer did not carry out; a *violation* is an unsafe sequence that SUMO really showed, and is judged
+from SUMO's own record in `audit.py`, not here.
+
+Dims: N signals, A actions (most greens of any signal), P greens of one signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqrl_ray.envs.traffic.net import GREEN, Signal
+from seqrl_ray.recipe_traffic import TrafficSettings
+from seqrl_ray.types import BoolArray, IntArray
+
+
+@dataclass(frozen=True)
+class Command:
+    """Show `state` at `signal`, `after_s` seconds into the decision."""
+
+    after_s: int
+    signal: str
+    state: str
+
+
+def yellow_state(now: str, then: str) -> str:
+    """State between two greens: yellow where a green link will be red (or may only turn right), the old state elsewhere."""
+    return "".join("y" if a in GREEN and b in "rs" else a for a, b in zip(now, then, strict=True))
+
+
+class SafetyLayer:
+    """Turns wished phases into timed signal states that keep the rules of a recipe."""
+
+    def __init__(self, signals: Sequence[Signal], settings: TrafficSettings) -> None:
+        self._signals = tuple(signals)
+        self._settings = settings
+        self._change_s = settings.yellow_s + settings.all_red_s
+        self._counts = np.array([len(s.greens) for s in signals])
+        self._own = np.arange(self._counts.max()) < self._counts[:, None]  # [N, A]
+        self.refusals = 0
+        """Wishes not carried out since `start`."""
+        self.phase = np.zeros(len(signals), np.int64)
+        """[N] green shown, or about to be shown after the running yellow."""
+        self.changed_s = np.zeros(len(signals), np.int64)
+        """[N] when the last change began (its yellow), simulated seconds."""
+        self._green_since_s = np.zeros(len(signals), np.int64)
+        self._now_s = 0
+        self._legal = self._own
+
+    def start(self, now_s: int) -> list[Command]:
+        """Begin an episode: every signal shows its first green."""
+        self.refusals = 0
+        self.phase[:] = 0
+        self.changed_s[:] = now_s
+        self._green_since_s[:] = now_s
+        self.advance(now_s)
+        return [Command(0, s.id, s.greens[0]) for s in self._signals]
+
+    def advance(self, now_s: int) -> None:
+        """Set the clock to the next decision and work out what is legal then."""
+        self._now_s = now_s
+        s = self._settings
+        free = now_s - self.changed_s >= self._change_s + s.min_green_s  # [N] min green met
+        if s.transitions == "any":
+            reach = self._own.copy()
+        else:
+            reach = np.zeros_like(self._own)
+            reach[np.arange(len(reach)), (self.phase + 1) % self._counts] = True
+        legal = reach & free[:, None]  # [N, A]
+        hold = np.ones(len(legal), bool)
+        if s.max_green_s is not None:
+            hold = ~(free & (now_s - self._green_since_s + s.decision_s > s.max_green_s))
+        legal[np.arange(len(legal)), self.phase] = hold
+        self._legal = legal
+
+    @property
+    def time_in_phase_s(self) -> IntArray:
+        """[N] seconds since the last change began, its yellow included."""
+        return self._now_s - self.changed_s
+
+    @property
+    def legal(self) -> BoolArray:
+        """[N, A] what each signal may be asked now; a minimum of one action is always legal."""
+        return self._legal
+
+    def decide(self, wish: IntArray) -> list[Command]:
+        """Carry out what is legal of the wishes at the current clock.
+
+        Args:
+            wish: [N] int64, a green index per signal. An illegal one is counted as refused: the signal then keeps its green,
+                or moves to the programme's next where its maximum green is over.
+        Returns: the states to show, for the whole decision.
+        """
+        commands: list[Command] = []
+        rows = range(len(self._signals))
+        for n, wanted, allowed in zip(rows, wish.tolist(), self._legal, strict=True):
+            now, then = int(self.phase[n]), wanted
+            if not 0 <= wanted < len(allowed) or not allowed[wanted]:
+                self.refusals += 1
+                then = now if allowed[now] else (now + 1) % int(self._counts[n])
+            if then != now:
+                commands.extend(self._change(n, now, then))
+        return commands
+
+    def _change(self, n: int, now: int, then: int) -> list[Command]:
+        signal, s = self._signals[n], self._settings
+        yellow = yellow_state(signal.greens[now], signal.greens[then])
+        commands = [Command(0, signal.id, yellow)]
+        if s.all_red_s:
+            commands.append(Command(s.yellow_s, signal.id, yellow.replace("y", "r")))
+        commands.append(Command(self._change_s, signal.id, signal.greens[then]))
+        self.phase[n] = then
+        self.changed_s[n] = self._now_s
+        self._green_since_s[n] = self._now_s + self._change_s
+        return commands

@@ -1,0 +1,100 @@
+"""What the detectors say: lane and edge counts of the current second, read at most once, and the sums every reader shares.
+
+Source: libsumo's lane and edge values (https://sumo.dlr.de/docs/TraCI/Lane_Value_Retrieval.html). Direct calls, not subscriptions:
+measured faster in libsumo. A vehicle *halts* below 0.1 m/s.
+
+Dims: N signals, A approach lanes of all signals, O lanes they release into, U edges upstream of an approach, E approach edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from seqrl_ray.envs.traffic.net import Network
+from seqrl_ray.envs.traffic.simulation import Simulation
+from seqrl_ray.types import FloatArray
+
+
+class Sensors:
+    """Reads of the running simulation; every array is float64 and valid for the current second."""
+
+    def __init__(self, simulation: Simulation, network: Network, sensing_m: float) -> None:
+        signals = network.signals
+        self.lanes = _unique(lane for s in signals for lane in s.lanes)
+        self.out_lanes = _unique(lane for s in signals for lane in s.out_lanes)
+        self.edges = _unique(network.lanes[lane].edge for lane in self.lanes)
+        feeding = {lane: network.upstream(lane, sensing_m) for lane in self.lanes}
+        self.up_edges = _unique(edge for lane in self.lanes for edge in feeding[lane])
+        self.lane_index = {lane: i for i, lane in enumerate(self.lanes)}
+        self.length_m = np.array([network.lanes[lane].length_m for lane in self.lanes])  # [A]
+        self.out_length_m = np.array([network.lanes[lane].length_m for lane in self.out_lanes])  # [O]
+        self.limit = np.array([network.lanes[lane].limit_m_per_s for lane in self.lanes])  # [A]
+        self.up_limit = np.array([network.lanes[f"{edge}_0"].limit_m_per_s for edge in self.up_edges])  # [U]
+        self.signal_lanes = _incidence([s.lanes for s in signals], self.lanes)  # [N, A]
+        self.signal_out = _incidence([s.out_lanes for s in signals], self.out_lanes)  # [N, O]
+        self.lane_up = _incidence([feeding[lane] for lane in self.lanes], self.up_edges)  # [A, U]
+        self.signal_up = (self.signal_lanes @ self.lane_up > 0).astype(float)  # [N, U]
+        edge_lanes = _incidence([[i for i in self.lanes if network.lanes[i].edge == e] for e in self.edges], self.lanes)
+        self.edge_up = (edge_lanes @ self.lane_up > 0).astype(float)  # [E, U]
+        lane, edge = simulation.api.lane, simulation.api.edge
+        self._table: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
+            "vehicles": (lane.getLastStepVehicleNumber, self.lanes),
+            "halting": (lane.getLastStepHaltingNumber, self.lanes),
+            "waiting": (lane.getWaitingTime, self.lanes),
+            "speed": (lane.getLastStepMeanSpeed, self.lanes),
+            "vehicle_length": (lane.getLastStepLength, self.lanes),
+            "out_vehicles": (lane.getLastStepVehicleNumber, self.out_lanes),
+            "out_halting": (lane.getLastStepHaltingNumber, self.out_lanes),
+            "up_vehicles": (edge.getLastStepVehicleNumber, self.up_edges),
+            "up_halting": (edge.getLastStepHaltingNumber, self.up_edges),
+            "up_speed": (edge.getLastStepMeanSpeed, self.up_edges),
+            "pending": (lambda e: len(edge.getPendingVehicles(e)), self.edges),
+            "up_pending": (lambda e: len(edge.getPendingVehicles(e)), self.up_edges),
+        }
+        self._seen: dict[str, FloatArray] = {}
+
+    def refresh(self) -> None:
+        """Forget what was read: time has moved on."""
+        self._seen.clear()
+
+    def read(self, quantity: str) -> FloatArray:
+        """One quantity over its lanes or edges.
+
+        Args:
+            quantity: vehicles, halting (count), waiting (s, summed over the vehicles' current stops), speed (m/s, the limit
+                where empty), vehicle_length (m, mean): [A]; out_vehicles, out_halting: [O]; up_vehicles, up_halting, up_speed,
+                up_pending: [U]; pending (vehicles that could not enter yet): [E].
+        """
+        seen = self._seen.get(quantity)
+        if seen is None:
+            getter, ids = self._table[quantity]
+            seen = self._seen[quantity] = np.fromiter(map(getter, ids), np.float64, len(ids))
+        return seen
+
+    def lane_delay(self) -> FloatArray:
+        """[A] vehicles x (1 - speed/limit): vehicle-seconds lost per second."""
+        return self.read("vehicles") * (1.0 - np.minimum(self.read("speed") / self.limit, 1.0))
+
+    def up_delay(self) -> FloatArray:
+        """[U] the same on upstream edges."""
+        return self.read("up_vehicles") * (1.0 - np.minimum(self.read("up_speed") / self.up_limit, 1.0))
+
+    def places(self, lanes: Sequence[str]) -> list[int]:
+        """Positions of approach lanes within [A]."""
+        return [self.lane_index[lane] for lane in lanes]
+
+
+def _unique(names: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _incidence(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> FloatArray:
+    """[len(rows), len(columns)] 1.0 where the row names the column."""
+    place = {name: i for i, name in enumerate(columns)}
+    matrix = np.zeros((len(rows), len(columns)))
+    for row, names in enumerate(rows):
+        matrix[row, [place[name] for name in names]] = 1.0
+    return matrix

@@ -1,0 +1,129 @@
+"""One SUMO simulation through libsumo: start, step, show states, end, and the record SUMO kept.
+
+Source: https://sumo.dlr.de/docs/Libsumo.html. libsumo is one simulation per *process*: a second `Simulation` in a process is refused
+here, because SUMO would silently end the first. SUMO is deterministic: the same seed and states give the same traffic.
+SUMO writes two records per episode into a private temporary folder: one row per trip (`tripinfo`), and one row per change of a
+signal's shown state (`SaveTLSSwitchStates`), which is what the safety audit reads.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from seqrl_ray.envs.traffic.files import ensure_sumo_home
+from seqrl_ray.envs.traffic.safety import Command
+from seqrl_ray.errors import EnvError
+
+_owner: weakref.ref[Simulation] | None = None
+
+
+class Simulation:
+    """The process's one SUMO."""
+
+    def __init__(self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None) -> None:
+        """Take the process's place for SUMO; nothing runs before `start`.
+
+        Args:
+            net: SUMO net file.
+            route: SUMO route file.
+            signals: ids whose shown states are recorded.
+            emissions: record CO2 and fuel per trip.
+            program: further `<tlLogic>` elements to load, or None.
+        Raises: EnvError: this process already has a live simulation.
+        """
+        global _owner
+        if _owner is not None and _owner() is not None:
+            raise EnvError(
+                "a second traffic environment in one process is refused: libsumo is one simulation per process, and the first "
+                "would end silently. Close the first, or give the second its own process (actor)."
+            )
+        import libsumo  # a simulator enters the process only when one is wanted
+
+        ensure_sumo_home()
+        _owner = weakref.ref(self)
+        self.api: Any = libsumo
+        self._folder = Path(tempfile.mkdtemp(prefix="seqrl-traffic-"))
+        self._cleanup = weakref.finalize(self, _leave, libsumo, self._folder)
+        self._running = False
+        self.now_s = 0
+        self.trips_file = self._folder / "trips.xml"
+        self.states_file = self._folder / "states.xml"
+        additional = self._folder / "additional.xml"
+        events = "".join(
+            f'<timedEvent type="SaveTLSSwitchStates" source={quoteattr(s)} dest={quoteattr(str(self.states_file))}/>'
+            for s in signals
+        )
+        additional.write_text(f"<additional>{program or ''}{events}</additional>", encoding="utf-8")
+        self._errors = self._folder / "errors.txt"
+        self._command = [
+            "sumo", "--net-file", str(net), "--route-files", str(route), "--additional-files", str(additional),
+            "--tripinfo-output", str(self.trips_file), "--tripinfo-output.write-unfinished",
+            "--tripinfo-output.write-undeparted", "--error-log", str(self._errors), "--no-warnings", "--no-step-log",
+            "--duration-log.disable", "--xml-validation", "never", "--waiting-time-memory", "1000", "--max-depart-delay", "-1",
+        ]  # fmt: skip
+        if emissions:
+            self._command += ["--device.emissions.probability", "1"]
+
+    def start(self, *, seed: int, begin_s: int, teleport_s: int, ignore_blocker_s: int, scale: float) -> None:
+        """Begin an episode at `begin_s`; ends the one before, if any.
+
+        Raises: EnvError: with SUMO's own words, if it cannot load the district.
+        """
+        self.end()
+        options = {
+            "--begin": begin_s, "--seed": seed, "--time-to-teleport": teleport_s,
+            "--ignore-junction-blocker": ignore_blocker_s, "--scale": scale,
+        }  # fmt: skip
+        command = self._command + [str(part) for pair in options.items() for part in pair]
+        self._call(self.api.start, command)
+        self._running = True
+        self.now_s = begin_s
+
+    def show(self, commands: Iterable[Command]) -> None:
+        """Show signal states from now on."""
+        show = self.api.trafficlight.setRedYellowGreenState
+        for command in commands:
+            show(command.signal, command.state)
+
+    def run_to(self, time_s: int) -> None:
+        """Simulate to `time_s`, in SUMO's 1 s steps but in one call."""
+        self._call(self.api.simulationStep, float(time_s))
+        self.now_s = time_s
+
+    def statistic(self, name: str) -> int:
+        """One of SUMO's running totals, e.g. `teleports.total` or `vehicles.loaded`."""
+        return int(self.api.simulation.getParameter("", f"stats.{name}"))
+
+    def end(self) -> None:
+        """End the running episode, if any: SUMO completes its records."""
+        if self._running:
+            self._running = False
+            self.api.close()
+
+    def close(self) -> None:
+        """End the episode, delete the records and give up the process's place for SUMO. May be called twice."""
+        global _owner
+        self.end()
+        self._cleanup()
+        if _owner is not None and _owner() is self:
+            _owner = None
+
+    def _call(self, function: Any, argument: Any) -> None:
+        try:
+            function(argument)
+        except self.api.TraCIException as error:
+            self._running = False
+            said = " ".join(self._errors.read_text(encoding="utf-8").split()) if self._errors.exists() else ""
+            raise EnvError(f"SUMO stopped: {error} {said}".rstrip()) from error
+
+
+def _leave(api: Any, folder: Path) -> None:
+    if api.simulation.isLoaded():
+        api.close()
+    shutil.rmtree(folder)

@@ -1,0 +1,143 @@
+"""Checkpoints: weights and arrays as safetensors, plain values as JSON, replay as Arrow files; nothing is a pickle.
+
+A checkpoint is a folder `checkpoints/<env_steps>/`. `manifest.json` (sizes and SHA-256 of every other file) is written
+last, through a rename, and alone makes the checkpoint exist: a kill while writing never costs the last good one.
+Departs from the design in one point: paths are local for now (shared storage is the cluster issue's).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from seqrl_ray.errors import CheckpointError
+from seqrl_ray.types import Array
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
+    """Write one checkpoint and drop the oldest beyond `keep`.
+
+    Args:
+        root: the run's `checkpoints/` folder.
+        name: folder name; sorts in time order (zero-padded env steps).
+        trees: part name -> tree of dicts, lists, plain values and numpy arrays. Files that already lie in the folder
+            `root / name` (a replay snapshot written there before) become part of the checkpoint.
+        keep: complete checkpoints to keep, at least 1.
+    Returns: the checkpoint's folder.
+    """
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, tree in trees.items():
+        arrays: dict[str, Array] = {}
+        plain = _split(tree, "", arrays)
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(folder / f"{part}.safetensors"))
+        (folder / f"{part}.json").write_text(json.dumps(plain), encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    listing = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps({"format": FORMAT, "files": listing}, indent=1), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+    for old in complete(root)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def complete(root: Path) -> list[Path]:
+    """Return the complete checkpoints under `root`, oldest first."""
+    return sorted(p.parent for p in root.glob(f"*/{MANIFEST}"))
+
+
+def latest(root: Path) -> Path:
+    """Return the newest complete checkpoint.
+
+    Raises: CheckpointError: there is none.
+    """
+    found = complete(root)
+    if not found:
+        raise CheckpointError(f"{root} holds no complete checkpoint: there is nothing to go on from. Start a new run.")
+    return found[-1]
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a checkpoint against the manifest.
+
+    Raises: CheckpointError: a file is missing, cut short or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}. Use another checkpoint.") from None
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest.get('format')!r}, this version reads {FORMAT}. "
+            "Use the version that wrote it."
+        )
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: the checkpoint is damaged. Use another checkpoint.")
+        if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"{path} is not what was written: the checkpoint is damaged. Use another checkpoint.")
+
+
+def load(folder: Path, part: str) -> Any:
+    """Return one tree of a checkpoint (call `verify` first).
+
+    Raises: CheckpointError: the checkpoint has no such part.
+    """
+    try:
+        plain = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
+        arrays = load_file(str(folder / f"{part}.safetensors"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} has no part {part!r}: {error}. Use another checkpoint.") from None
+    return _join(plain, arrays)
+
+
+_ARRAY = "__array__"
+_TUPLE = "__tuple__"
+
+
+def _split(tree: Any, place: str, arrays: dict[str, Array]) -> Any:
+    """Return `tree` as JSON; arrays go to `arrays` and leave a reference."""
+    if isinstance(tree, np.ndarray):
+        arrays[place] = tree
+        return {_ARRAY: place}
+    if isinstance(tree, np.generic):
+        return tree.item()
+    if isinstance(tree, Mapping):
+        return {str(k): _split(v, f"{place}/{k}", arrays) for k, v in tree.items()}
+    if isinstance(tree, tuple):
+        return {_TUPLE: [_split(v, f"{place}/{i}", arrays) for i, v in enumerate(tree)]}
+    if isinstance(tree, list):
+        return [_split(v, f"{place}/{i}", arrays) for i, v in enumerate(tree)]
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise TypeError(f"{place}: {type(tree).__name__} has no place in a checkpoint")
+
+
+def _join(plain: Any, arrays: Mapping[str, Array]) -> Any:
+    if isinstance(plain, dict):
+        if set(plain) == {_ARRAY}:
+            return arrays[plain[_ARRAY]]
+        if set(plain) == {_TUPLE}:
+            return tuple(_join(v, arrays) for v in plain[_TUPLE])
+        return {k: _join(v, arrays) for k, v in plain.items()}
+    if isinstance(plain, list):
+        return [_join(v, arrays) for v in plain]
+    return plain
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

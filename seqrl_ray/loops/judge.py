@@ -1,0 +1,145 @@
+"""Judging: the evaluation jobs of a run, and how they are played in one process or in a pool of processes.
+
+A job is one controller on some seeds. libsumo is one simulation per process, so jobs that run beside a training
+simulation, or beside one another, each need a process of their own; `play_jobs` sees to that with a spawned pool, the
+Ray runtime with evaluator actors. Both call `play_job`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+
+from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.envs.make import controllers
+from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.loops.build import algorithms, held_out_seeds
+from seqrl_ray.loops.evaluate import POLICY, evaluate
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """One controller on some held-out seeds."""
+
+    name: str
+    seeds: tuple[int, ...]
+    details: bool = False
+    """Keep the series of the first episode for the report."""
+
+
+def names(recipe: Recipe) -> tuple[str, ...]:
+    """Who is judged at the end of a run: the policy, then the recipe's controllers.
+
+    Raises: RecipeError: the environment has no such controller.
+    """
+    offered = controllers(recipe.env)
+    for name in recipe.evaluation.controllers:
+        if name not in offered:
+            raise RecipeError(
+                f"evaluation.controllers={name!r} is not a controller of this environment."
+                f"{did_you_mean(name, offered)} Offered: {', '.join(offered)}."
+            )
+    return (POLICY, *recipe.evaluation.controllers)
+
+
+def final_jobs(recipe: Recipe, *, episodes: int | None = None, seed: int | None = None, chunk: int = 0) -> list[Job]:
+    """Return the jobs of the final evaluation, every controller on the same seeds.
+
+    Args:
+        recipe: says who is judged, on how many seeds.
+        episodes: instead of the recipe's.
+        seed: first seed, instead of the recipe's.
+        chunk: seeds per job, so that jobs can be spread over processes; 0 = all.
+    """
+    seeds = held_out_seeds(recipe, episodes or recipe.evaluation.episodes, seed)
+    size = chunk or len(seeds)
+    return [
+        Job(name, tuple(seeds[i : i + size]), details=i == 0)
+        for name in names(recipe)
+        for i in range(0, len(seeds), size)
+    ]
+
+
+def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
+    """Seeds per job that keep `workers` busy: few where an episode is long (SUMO), all where episodes are short."""
+    if workers <= 1 or recipe.env.kind != "traffic":
+        return max(1, -(-episodes // max(1, workers)))
+    return max(1, min(5, -(-episodes // workers)))
+
+
+def play_job(recipe: Recipe, job: Job, weights: Mapping[str, Weights]) -> list[EpisodeEnd]:
+    """Play one job in this process."""
+    return evaluate(
+        recipe, job.name, job.seeds, algorithms=partial(_with_weights, recipe, weights), details=job.details
+    )
+
+
+def play_jobs(
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    weights: Mapping[str, Weights],
+    *,
+    workers: int,
+    on_job: Callable[[Job], None] | None = None,
+) -> dict[str, list[EpisodeEnd]]:
+    """Play jobs and return name -> episodes in the order of the seeds.
+
+    Args:
+        recipe: says the environment.
+        jobs: from `final_jobs`.
+        weights: the policy's.
+        workers: processes; 0 = this process.
+        on_job: called as each job ends.
+    """
+    results: dict[Job, list[EpisodeEnd]] = {}
+    for job, ends in _played(recipe, jobs, weights, workers):
+        results[job] = ends
+        if on_job is not None:
+            on_job(job)
+    return collect(jobs, results)
+
+
+def collect(jobs: Sequence[Job], results: Mapping[Job, Sequence[EpisodeEnd]]) -> dict[str, list[EpisodeEnd]]:
+    """Join the episodes of jobs of one name, in the order of `jobs`."""
+    joined: dict[str, list[EpisodeEnd]] = {}
+    for job in jobs:
+        joined.setdefault(job.name, []).extend(results[job])
+    return joined
+
+
+def _played(
+    recipe: Recipe, jobs: Sequence[Job], weights: Mapping[str, Weights], workers: int
+) -> Iterator[tuple[Job, list[EpisodeEnd]]]:
+    if workers == 0:
+        for job in jobs:
+            yield job, play_job(recipe, job, weights)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(play_job, recipe, job, weights): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _one_thread() -> None:
+    """Processes share the cores: one torch thread each."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _with_weights(
+    recipe: Recipe, weights: Mapping[str, Weights], groups: Mapping[str, GroupSpec]
+) -> dict[str, Algorithm]:
+    made = algorithms(recipe, groups)
+    for policy_id, algorithm in made.items():
+        if policy_id in weights:
+            algorithm.load_weights(weights[policy_id].flat)
+    return made

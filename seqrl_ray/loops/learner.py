@@ -1,0 +1,110 @@
+"""The learner: every policy's algorithm, its schedules and its weight versions. Knows no replay, no actor, no Ray.
+
+It is handed numpy batches (by whoever wires it), turns them into device tensors, updates, and gives priorities back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.errors import CheckpointError
+from seqrl_ray.loops.build import algorithms
+from seqrl_ray.loops.feed import to_device
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.types import Batch, GroupSpec, Weights
+
+
+class Learner:
+    """Takes gradient steps for all policies of a run."""
+
+    def __init__(
+        self, recipe: Recipe, groups: Mapping[str, GroupSpec], *, device: str = "cpu", compile_updates: int = 0
+    ) -> None:
+        """Make the algorithms.
+
+        Args:
+            recipe: the run.
+            groups: policy id -> its slots and spaces.
+            device: torch device of parameters and batches.
+            compile_updates: updates in one compiled graph; 0 = eager.
+        """
+        self.recipe, self.device = recipe, device
+        self.algorithms: dict[str, Algorithm] = algorithms(recipe, groups, device=device, compile_updates=compile_updates)
+        self.epoch = 0
+        self._published: dict[str, Weights] = {}
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    @property
+    def updates(self) -> int:
+        """Updates of all policies together."""
+        return sum(a.updates for a in self.algorithms.values())
+
+    def update(self, policy_id: str, batch: Batch, progress: float) -> NDArray[np.float32]:
+        """Take U updates on `batch`.
+
+        Args:
+            policy_id: whose batch it is.
+            batch: numpy arrays with leading dimensions [U, B].
+            progress: share of the run's budget that is spent, for schedules.
+        Returns: priorities [U, B].
+        """
+        algorithm = self.algorithms[policy_id]
+        update = algorithm.update(to_device(batch, self.device), algorithm.hparams(progress))
+        for name, value in update.metrics.items():
+            self._sums[f"{policy_id}/{name}"] += value
+            self._counts[f"{policy_id}/{name}"] += 1
+        return update.priorities
+
+    def weights(self, policy_id: str, progress: float) -> Weights:
+        """Return one policy's acting parameters with their version; copied once per version, never written to."""
+        algorithm = self.algorithms[policy_id]
+        last = self._published.get(policy_id)
+        if last is not None and last.version == (self.epoch, algorithm.updates):
+            return replace(last, progress=progress)
+        weights = Weights(policy_id, self.epoch, algorithm.updates, algorithm.weights(), progress)
+        self._published[policy_id] = weights
+        return weights
+
+    def all_weights(self, progress: float) -> dict[str, Weights]:
+        """Return every policy's weights."""
+        return {policy_id: self.weights(policy_id, progress) for policy_id in self.algorithms}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means of the updates' metrics since the last call, named `<policy>/<metric>`."""
+        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
+        self._sums.clear()
+        self._counts.clear()
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Everything a later learner needs to go on bit for bit: arrays and plain values."""
+        return {
+            "epoch": self.epoch,
+            "policies": {
+                policy_id: {"learned": a.learned(), "private": a.private()} for policy_id, a in self.algorithms.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises: CheckpointError: it is of other policies, or of networks of another shape.
+        """
+        if set(state["policies"]) != set(self.algorithms):
+            raise CheckpointError(
+                f"checkpoint has policies {sorted(state['policies'])}, the recipe has {sorted(self.algorithms)}: "
+                "their weights cannot be matched. Use the recipe the run was started with."
+            )
+        self.epoch = int(state["epoch"])
+        self._published.clear()
+        for policy_id, saved in state["policies"].items():
+            self.algorithms[policy_id].load_learned(saved["learned"])
+            self.algorithms[policy_id].load_private(saved["private"])

@@ -1,0 +1,110 @@
+"""The whole system in one process, without Ray: the debugger, the reference, the unit of the tests.
+
+The same rollout, shards, learner and trainer that the Ray runtime spreads over processes run here in turn. With a seed
+the run is a function of its recipe, and a run that is saved and resumed goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops.build import SHARDS, rollout, stream_seed
+from seqrl_ray.loops.drive import Advance
+from seqrl_ray.loops.evaluate import POLICY
+from seqrl_ray.loops.judge import Job, chunk_size, play_jobs
+from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.run_folder import LagCounter
+from seqrl_ray.loops.trainer import LocalSource, make_trainer
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.types import EpisodeEnd
+
+
+class LocalSession:
+    """A run in this process; see `seqrl_ray.loops.drive.Session`."""
+
+    def __init__(self, recipe: Recipe, *, device: str = "cpu", compile_updates: int = 0, resume: Path | None = None) -> None:
+        """Build everything, and go on from a checkpoint where one is given.
+
+        Raises: RecipeError: the recipe asks for more than one actor, which this loop has not.
+            CheckpointError: the checkpoint cannot be gone on from.
+        """
+        if recipe.actors.count != 1:
+            raise RecipeError(
+                f"actors.count={recipe.actors.count} in the local loop: one process has one actor. "
+                "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local."
+            )
+        self.recipe = recipe
+        self.rollout = rollout(recipe, 0, 0)
+        groups = self.rollout.env.groups
+        learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
+        self.trainer = make_trainer(recipe, learner, groups, LocalSource(self.rollout), stream_seed(recipe, SHARDS, 0))
+        self._judged: list[tuple[dict[str, int], list[EpisodeEnd]]] = []
+        if resume is not None:
+            self._restore(resume)
+        else:
+            self.trainer.source.offer(learner.all_weights(0.0))
+
+    @property
+    def lag(self) -> LagCounter:
+        """Policy lag of the fragments inserted."""
+        return self.trainer.lag
+
+    def advance(self, seconds: float) -> Advance:
+        """Take turns for about `seconds`."""
+        until = time.monotonic() + seconds
+        while True:
+            self.trainer.turn()
+            if self.trainer.done or time.monotonic() >= until:
+                break
+        judged, self._judged = self._judged, []
+        return Advance(self.trainer.report(), self.trainer.take_finished(), judged=judged, done=self.trainer.done)
+
+    def save(self, root: Path, trees: Mapping[str, Any]) -> None:
+        """Write a checkpoint; between turns, so that everything belongs together."""
+        name = f"{self.trainer.counters.env_steps:012d}"
+        for policy_id, shard in self.trainer.shards.items():
+            shard.save(root / name / "replay" / policy_id)
+        own = {"trainer": self.trainer.state(), "rollout": self.rollout.state()}
+        checkpoints.save(root, name, {**trees, **own}, self.recipe.learner.keep_checkpoints)
+
+    def judge_interim(self, seeds: Sequence[int]) -> None:
+        """Evaluate the present weights now: here, or in a process of its own beside a running simulation."""
+        at = {"env_steps": self.trainer.counters.env_steps, "updates": self.trainer.learner.updates}
+        weights = self.trainer.learner.all_weights(self.trainer.progress)
+        workers = 1 if self.recipe.env.kind == "traffic" else 0
+        ends = play_jobs(self.recipe, [Job(POLICY, tuple(seeds))], weights, workers=workers)[POLICY]
+        self._judged.append((at, ends))
+
+    def judge_final(
+        self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
+    ) -> dict[str, list[EpisodeEnd]]:
+        """Close the training environment and play the final jobs."""
+        self.rollout.close()
+        weights = self.trainer.learner.all_weights(self.trainer.progress)
+        workers = (os.cpu_count() or 1) if self.recipe.env.kind == "traffic" else 0
+        jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
+        return play_jobs(self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs)))
+
+    def close(self) -> None:
+        """Close the environment (again, if the final evaluation has done so: closing twice is harmless)."""
+        self.rollout.close()
+
+    def _restore(self, folder: Path) -> None:
+        checkpoints.verify(folder)
+        self.trainer.restore(checkpoints.load(folder, "trainer"))
+        for policy_id, shard in self.trainer.shards.items():
+            shard.load(folder / "replay" / policy_id)
+        saved = checkpoints.load(folder, "rollout")
+        if saved is None:
+            raise CheckpointError(
+                f"{folder} holds no open episodes: its environment cannot rebuild one, so the local loop cannot go on "
+                "exactly. Resume without --local; the open episodes are then cut."
+            )
+        self.rollout.restore(saved)
+        self.trainer.source.offer(self.trainer.learner.all_weights(self.trainer.progress))

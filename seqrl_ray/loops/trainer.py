@@ -1,0 +1,216 @@
+"""The trainer: fragments in, updates out. The colocated wiring of one replay shard per policy and the learner.
+
+The local loop runs it in the only process there is; the Ray runtime runs the same object inside the learner's process
+and feeds it from remote actors. A `turn` is: take the fragments that are there, insert them, learn until pacing
+says no, offer the new weights. With one actor and one fragment in flight the order of everything is fixed, so the
+local loop and a lock-step Ray run do the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.rollout import Rollout
+from seqrl_ray.loops.run_folder import LagCounter
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.replay.pacing import Pacing
+from seqrl_ray.replay.shard import ReplayShard
+from seqrl_ray.types import EpisodeEnd, Fragment, GroupSpec, SampleSpec, Trajectory, Weights
+
+
+class FragmentSource(Protocol):
+    """Where fragments come from: a rollout in this process, or actors elsewhere."""
+
+    def poll(self) -> Sequence[tuple[str, Fragment]]:
+        """Return (actor name, fragment) of what is ready; waits until there is something, or a short time has passed."""
+        ...
+
+    def offer(self, weights: Mapping[str, Weights]) -> None:
+        """Use these weights for fragments begun from now on."""
+        ...
+
+
+class LocalSource:
+    """A rollout in this process; each poll makes one fragment."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+
+    def poll(self) -> Sequence[tuple[str, Fragment]]:
+        return [(self.rollout.writer, self.rollout.fragment())]
+
+    def offer(self, weights: Mapping[str, Weights]) -> None:
+        for policy_weights in weights.values():
+            self.rollout.load(policy_weights)
+
+
+@dataclass
+class Counters:
+    """Monotonic counts of a run; each says of what."""
+
+    env_steps: int = 0
+    """Vector-slot steps inserted."""
+    agent_steps: int = 0
+    """Agent decisions inserted."""
+    episodes: int = 0
+    """Environment episodes finished."""
+    stale_rows: int = 0
+    """Agent decisions dropped because their weights were older than learner.max_policy_lag_updates."""
+    stale_priorities: int = 0
+    """Priorities that came back for a row overwritten meanwhile."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Episodes that ended, and who played them."""
+
+    actor: str
+    ends: tuple[EpisodeEnd, ...]
+
+
+@dataclass
+class Trainer:
+    """Learner, shards and a source of fragments, wired in one process."""
+
+    recipe: Recipe
+    learner: Learner
+    shards: Mapping[str, ReplayShard]
+    pacing: Mapping[str, Pacing]
+    source: FragmentSource
+    counters: Counters = field(default_factory=Counters)
+    lag: LagCounter = field(default_factory=LagCounter)
+    finished: list[Finished] = field(default_factory=list)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's step budget that is spent."""
+        return min(1.0, self.counters.env_steps / self.recipe.stop.env_steps)
+
+    @property
+    def done(self) -> bool:
+        """The budget is spent."""
+        updates = self.recipe.stop.updates
+        return self.counters.env_steps >= self.recipe.stop.env_steps or bool(updates and self.learner.updates >= updates)
+
+    def turn(self) -> None:
+        """Take what there is, learn what pacing allows after each fragment, offer the new weights."""
+        for actor, fragment in self.source.poll():
+            self.insert(actor, fragment)
+            self.learn()
+        self.source.offer(self.learner.all_weights(self.progress))  # also without updates: exploration follows progress
+
+    def insert(self, actor: str, fragment: Fragment) -> None:
+        """Store a fragment and count it."""
+        self.counters.env_steps += fragment.env_steps
+        self.counters.episodes += len(fragment.episodes)
+        if fragment.episodes:
+            self.finished.append(Finished(actor, fragment.episodes))
+        for trajectory in fragment.trajectories:
+            self._insert(trajectory)
+
+    def _insert(self, trajectory: Trajectory) -> None:
+        lag = self.learner.algorithms[trajectory.policy_id].updates - trajectory.weights[1]
+        limit = self.recipe.learner.max_policy_lag_updates
+        if limit and lag > limit:
+            self.counters.stale_rows += trajectory.agent_steps
+            return
+        self.lag.add(lag)
+        self.counters.agent_steps += trajectory.agent_steps
+        reply = self.shards[trajectory.policy_id].insert(trajectory)
+        self.pacing[trajectory.policy_id].count_inserted(reply.items)
+
+    def learn(self) -> int:
+        """Update every policy until pacing says no; returns the updates done."""
+        updates, batch_size = self.recipe.learner.updates_per_call, self.recipe.learner.batch_size
+        before = self.learner.updates
+        for policy_id, shard in self.shards.items():
+            pacing = self.pacing[policy_id]
+            learns = self.learner.algorithms[policy_id].learns
+            while learns and pacing.may_sample() and not self.done:
+                batch = shard.sample(updates, batch_size, beta=self.recipe.replay.beta(self.progress))
+                pacing.count_sampled(updates * batch_size)
+                priorities = self.learner.update(policy_id, batch, self.progress)
+                self.counters.stale_priorities += shard.update_priorities(batch.ids, priorities)
+        return self.learner.updates - before
+
+    def take_finished(self) -> list[Finished]:
+        """Return the episodes that ended since the last call."""
+        taken, self.finished = self.finished, []
+        return taken
+
+    def report(self) -> dict[str, Any]:
+        """Return one row of counts, pacing and losses."""
+        row: dict[str, Any] = {**vars(self.counters), "updates": self.learner.updates, "progress": self.progress}
+        for policy_id, shard in self.shards.items():
+            row.update({f"{policy_id}/replay_{name}": value for name, value in vars(shard.stats()).items()})
+        row.update(pacing_row(self.pacing))
+        row.update(self.learner.metrics())
+        row["policy_lag_p50"], row["policy_lag_p95"] = self.lag.quantile(0.5), self.lag.quantile(0.95)
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """Counters and learner, as a tree a checkpoint can hold; the shards write themselves."""
+        return {
+            "counters": dict(vars(self.counters)),
+            "lag": {str(k): v for k, v in self.lag.counts.items()},
+            "pacing": {policy_id: pacing.state() for policy_id, pacing in self.pacing.items()},
+            "learner": self.learner.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over `state()`."""
+        self.counters = Counters(**state["counters"])
+        self.lag = LagCounter({int(k): v for k, v in state["lag"].items()})
+        for policy_id, saved in state["pacing"].items():
+            self.pacing[policy_id].restore(saved)
+        self.learner.restore(state["learner"])
+
+
+def pacing_row(pacing: Mapping[str, Pacing]) -> dict[str, Any]:
+    """Report pacing of every policy, and of all together under the plain names."""
+    row: dict[str, Any] = {}
+    reports = {policy_id: p.report() for policy_id, p in pacing.items()}
+    for policy_id, report in reports.items():
+        row.update({f"{policy_id}/pacing_{name}": value for name, value in vars(report).items()})
+    counted = [r for r in reports.values() if r.samples_per_insert == r.samples_per_insert]  # NaN: not begun
+    row["samples_per_insert"] = sum(r.samples_per_insert for r in counted) / len(counted) if counted else None
+    return row
+
+
+def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int) -> Pacing:
+    """Make the pacing of one policy.
+
+    Args:
+        recipe: says ratio, band and draw.
+        spec: says how many items one fragment can release.
+        slots: slots of the policy in one actor.
+    """
+    ahead = spec.n_step if spec.view == "transitions" else spec.window_steps
+    burst = -(-(recipe.actors.fragment_steps + ahead) * slots // spec.period_steps)
+    if spec.returns:  # an item waits for its episode's end: one insert may release all that is stored
+        burst = -(-recipe.replay.capacity_steps // spec.period_steps)
+    return Pacing(
+        recipe.replay.samples_per_insert,
+        recipe.replay.min_items,
+        draw_items=recipe.learner.updates_per_call * recipe.learner.batch_size,
+        burst_items=burst,
+        band_items=recipe.replay.band_items,
+    )
+
+
+def make_trainer(recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], source: FragmentSource, seed: int) -> Trainer:
+    """Wire a learner, one shard and one pacing per policy, and a source."""
+    specs = {policy_id: algorithm.sample_spec() for policy_id, algorithm in learner.algorithms.items()}
+    pacing = {p: make_pacing(recipe, specs[p], len(group.slots)) for p, group in groups.items()}
+    return Trainer(recipe, learner, make_shards(recipe, learner, groups, seed), pacing, source)
+
+
+def make_shards(recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], seed: int) -> dict[str, ReplayShard]:
+    """Make one whole shard per policy id."""
+    return {
+        policy_id: ReplayShard(group, learner.algorithms[policy_id].sample_spec(), recipe.replay, seed=seed + place)
+        for place, (policy_id, group) in enumerate(sorted(groups.items()))
+    }

@@ -1,0 +1,39 @@
+"""The only reduction of losses: a weighted sum over what is valid, and the count to divide it by.
+
+Losses give one value per element; the mask, the weight and the denominator are applied here and nowhere else.
+Values behind the mask are selected away with `where`, never multiplied by zero, so that a NaN in padding reaches
+neither the sum nor the gradient of anything that is valid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return `sum(weight * loss)` over the valid elements, and how many there are.
+
+    Args:
+        loss: one value per element, float, any shape.
+        weight: importance of each element, same shape or with trailing dimensions of 1; it scales an element and
+            does not normalise: the denominator counts elements.
+        valid: bool, same shape as loss; None = all are valid.
+    Returns: the sum, and the number of valid elements (float, at least 1 so that an empty batch gives 0), both [].
+    Raises: ValueError: shapes differ; the message names the argument.
+    """
+    if weight.dim() != loss.dim() or any(w not in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, loss has {tuple(loss.shape)}")
+    if valid is None:
+        return (weight * loss).sum(), torch.full((), float(max(loss.numel(), 1)), device=loss.device)  # [], []
+    if valid.shape != loss.shape or valid.dtype != torch.bool:
+        raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}, must be bool {tuple(loss.shape)}")
+    zero = torch.zeros((), dtype=loss.dtype, device=loss.device)  # []
+    kept = weight * torch.where(valid, loss, zero)  # [...]
+    return torch.where(valid, kept, zero).sum(), valid.sum().clamp(min=1).to(loss.dtype)  # [], []
+
+
+def weighted_mean(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return the weighted sum divided by the number of valid elements; arguments as for `weighted_sum`."""
+    total, count = weighted_sum(loss, weight, valid)
+    return total / count  # []

@@ -1,0 +1,1 @@
+"""Networks: torch modules that map observations to outputs; they know no batch object and no discount."""

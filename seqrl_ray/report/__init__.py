@@ -1,0 +1,48 @@
+"""Tables, plots and the HTML report of a run. Reads run folders only; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def html(run: Path) -> Path:
+    """Write `report.html` into the run folder: one file, no outside resources, light and dark, printable.
+
+    What the folder lacks is named in the page where it would have stood.
+
+    Args:
+        run: a run folder: `recipe.toml`, `summary.json`, `metrics.jsonl`, `evaluation/`; parts may be missing.
+
+    Returns:
+        The path of the file written (over an older one).
+
+    Raises:
+        RunFolderError: `run` is no run folder, or a file in it cannot be read as what it should be.
+    """
+    from seqrl_ray.report.page import render
+    from seqrl_ray.report.run_folder import read_run
+
+    target = Path(run) / "report.html"
+    target.write_text(render(read_run(Path(run))), encoding="utf-8")
+    return target
+
+
+def table(run: Path) -> RenderableType:
+    """Return the outcome of a run for a terminal: the sentence that sums it up, the controllers, what went wrong.
+
+    Fits in 80 columns.
+
+    Args:
+        run: a run folder, as for `html`.
+
+    Raises:
+        RunFolderError: as for `html`.
+    """
+    from seqrl_ray.report.run_folder import read_run
+    from seqrl_ray.report.terminal import outcome
+
+    return outcome(read_run(Path(run)))
