@@ -1,7 +1,8 @@
 """The `[env]` table of a traffic recipe: one SUMO district, all its signals, one decision at a time.
 
-Source: timing of the packaged maps is RESCO's (Ault & Sharon 2021, https://github.com/jault/RESCO, `map_config.py`): 10 s
-decisions with 3 s yellow, and 5 s / 2 s on arterial4x4; keys that share a meaning with sumo-rl carry its rules.
+Source: timing of the packaged maps is RESCO's (Ault & Sharon 2021, https://github.com/jault/RESCO,
+`map_config.py`): 10 s decisions with 3 s yellow, and 5 s / 2 s on arterial4x4; keys that share a meaning with
+sumo-rl carry its rules.
 Departs from RESCO: it has no minimum green, here the minimum green is one that its timing always meets.
 """
 
@@ -52,11 +53,15 @@ DEFAULT_OBSERVATION = ("halting", "moving", "waiting", "speed", "upstream", "pha
 
 
 class TrafficSettings(Settings):
-    """All traffic signals of a SUMO net, driven together. Times are whole simulated seconds; SUMO steps by 1 s."""
+    """All traffic signals of a SUMO net, driven together. Times are whole simulated seconds; SUMO steps by 1
+    s.
+    """
 
     kind: Literal["traffic"] = "traffic"
     map: str | None = key(None, f"a packaged RESCO map, instead of net and route: {', '.join(MAPS)}")
-    net: str | None = key(None, "SUMO net file: absolute, relative to the recipe, or inside the sumo-rl wheel's nets folder")
+    net: str | None = key(
+        None, "SUMO net file: absolute, relative to the recipe, or inside the sumo-rl wheel's nets folder"
+    )
     route: str | None = key(None, "SUMO route file, looked up like net")
 
     begin_s: int = key(0, "start of the episode's window", unit="s", ge=0)
@@ -65,14 +70,24 @@ class TrafficSettings(Settings):
     yellow_s: int = key(3, "yellow of every link that loses its green", unit="s", ge=1, le=10)
     all_red_s: int = key(0, "clearance between the yellow and the next green", unit="s", ge=0, le=10)
     min_green_s: int = key(5, "a green phase is not left earlier", unit="s", ge=0, le=120)
-    max_green_s: int | None = key(None, "a green phase is left at the latest decision that keeps to this", unit="s", ge=1)
-    transitions: Literal["any", "cyclic"] = key("any", "which green may follow which: any, or only the programme's next")
+    max_green_s: int | None = key(
+        None, "a green phase is left at the latest decision that keeps to this", unit="s", ge=1
+    )
+    transitions: Literal["any", "cyclic"] = key(
+        "any", "which green may follow which: any, or only the programme's next"
+    )
 
     training_teleport_s: int = key(
-        -1, "SUMO removes a vehicle stuck this long to its next free edge, in training only; -1 never", unit="s", ge=-1
+        -1,
+        "SUMO removes a vehicle stuck this long to its next free edge, in training only; -1 never",
+        unit="s",
+        ge=-1,
     )
     ignore_junction_blocker_s: int = key(
-        -1, "vehicles stuck on a junction this long stop blocking others (SUMO's own remedy); -1 never", unit="s", ge=-1
+        -1,
+        "vehicles stuck on a junction this long stop blocking others (SUMO's own remedy); -1 never",
+        unit="s",
+        ge=-1,
     )
     demand_scale: float = key(1.0, "demand is multiplied by this", unit="x", gt=0.0, le=10.0)
     training_demand_scale: tuple[float, float] | None = key(
@@ -82,24 +97,28 @@ class TrafficSettings(Settings):
 
     sensing_m: float = key(
         200.0,
-        "how far back from the stop line the edges that feed a lane are followed across unsignalised junctions; the "
-        "approach lane itself is always read whole",
+        "how far back from the stop line the edges that feed a lane are followed across unsignalised "
+        "junctions; the approach lane itself is always read whole",
         unit="m",
         ge=0.0,
         le=2000.0,
     )
-    observation: tuple[ObservationPart, ...] = key(DEFAULT_OBSERVATION, "parts of a signal's observation, in this order", min_length=1)
+    observation: tuple[ObservationPart, ...] = key(
+        DEFAULT_OBSERVATION, "parts of a signal's observation, in this order", min_length=1
+    )
     observation_function: str | None = key(
         None, "module:Class, a sumo-rl ObservationFunction used instead of the parts", pattern=r"^[\w.]+:\w+$"
     )
 
     reward: Literal["delay", "queue", "waiting", "pressure"] = key(
         "delay",
-        "delay: -vehicles x (1 - speed/limit); queue: -halting vehicles; waiting: sumo-rl's change of accumulated waiting / "
-        "100; pressure: vehicles leaving - approaching",
+        "delay: -vehicles x (1 - speed/limit); queue: -halting vehicles; waiting: sumo-rl's change of "
+        "accumulated waiting / 100; pressure: vehicles leaving - approaching",
     )
     reward_upstream: bool = key(True, "delay and queue also count the edges within sensing_m")
-    reward_samples: int = key(3, "delay and queue are means of this many samples, evenly spaced in a decision", ge=1, le=60)
+    reward_samples: int = key(
+        3, "delay and queue are means of this many samples, evenly spaced in a decision", ge=1, le=60
+    )
     reward_scale: float = key(10.0, "the learner's reward is divided by this; scores never are", gt=0.0)
     reward_clip: float | None = key(4.0, "the learner's scaled reward is clipped to +- this", gt=0.0)
     reward_function: str | None = key(
@@ -108,8 +127,8 @@ class TrafficSettings(Settings):
 
     max_red_s: int = key(
         240,
-        "starvation guard of max_pressure, occupancy and greedy: a lane with a vehicle that saw no green for this long is served "
-        "next",
+        "starvation guard of max_pressure, occupancy and greedy: a lane with a vehicle that saw no green "
+        "for this long is served next",
         unit="s",
         ge=1,
     )
@@ -121,7 +140,8 @@ class TrafficSettings(Settings):
             return given
         if given["map"] not in MAPS:
             raise ValueError(
-                f"map={given['map']!r} is not packaged: there is no net to load. Use one of {', '.join(MAPS)}, or give net and route."
+                f"map={given['map']!r} is not packaged: there is no net to load. "
+                f"Use one of {', '.join(MAPS)}, or give net and route."
             )
         return {**MAPS[given["map"]]._asdict(), **given}
 
@@ -129,35 +149,36 @@ class TrafficSettings(Settings):
     def _consistent(self) -> TrafficSettings:
         if (self.map is None) == (self.net is None) or (self.net is None) != (self.route is None):
             raise ValueError(
-                f"map={self.map!r}, net={self.net!r}, route={self.route!r} do not name one district: nothing can be simulated. "
-                "Give either map, or net and route."
+                f"map={self.map!r}, net={self.net!r}, route={self.route!r} do not name one district: "
+                "nothing can be simulated. Give either map, or net and route."
             )
         window = self.end_s - self.begin_s
         if window <= 0 or window % self.decision_s:
             raise ValueError(
-                f"end_s={self.end_s} must be begin_s={self.begin_s} plus a multiple of decision_s={self.decision_s}: the last "
-                "decision would be cut short. Change end_s."
+                f"end_s={self.end_s} must be begin_s={self.begin_s} plus a multiple of "
+                f"decision_s={self.decision_s}: the last decision would be cut short. Change end_s."
             )
         change_s = self.yellow_s + self.all_red_s
         if self.decision_s <= change_s:
             raise ValueError(
-                f"decision_s={self.decision_s} must exceed yellow_s + all_red_s = {change_s}: a phase would be left before it "
-                "showed green. Raise decision_s."
+                f"decision_s={self.decision_s} must exceed yellow_s + all_red_s = {change_s}: "
+                "a phase would be left before it showed green. Raise decision_s."
             )
         if self.max_green_s is not None and self.max_green_s < self.min_green_s + self.decision_s:
             raise ValueError(
-                f"max_green_s={self.max_green_s} is below min_green_s + decision_s = {self.min_green_s + self.decision_s}: "
-                "no decision may fall between the two limits. Raise max_green_s."
+                f"max_green_s={self.max_green_s} is below min_green_s + decision_s = "
+                f"{self.min_green_s + self.decision_s}: no decision may fall between the two limits. "
+                "Raise max_green_s."
             )
         if self.reward_samples > self.decision_s:
             raise ValueError(
-                f"reward_samples={self.reward_samples} exceeds decision_s={self.decision_s}: SUMO has one state per second. "
-                "Lower reward_samples."
+                f"reward_samples={self.reward_samples} exceeds decision_s={self.decision_s}: "
+                "SUMO has one state per second. Lower reward_samples."
             )
         scales = self.training_demand_scale
         if scales is not None and not 0 < scales[0] <= scales[1]:
             raise ValueError(
-                f"training_demand_scale={list(scales)} is not a range of positive numbers: no demand can be drawn. "
-                "Give [low, high]."
+                f"training_demand_scale={list(scales)} is not a range of positive numbers: "
+                "no demand can be drawn. Give [low, high]."
             )
         return self

@@ -24,13 +24,35 @@ class _Parts:
     algorithm: str
     settings: str
     network: str
+    """A function (settings, group) -> torch module; "" if there is nothing to learn."""
 
 
 _ALGORITHMS = {
     "double_dqn": _Parts(
-        "algorithms.double_dqn:DoubleDqn", "algorithms.double_dqn_settings:DoubleDqnSettings", "networks.q_heads:q_network"
+        algorithm="algorithms.double_dqn:DoubleDqn",
+        settings="algorithms.double_dqn_settings:DoubleDqnSettings",
+        network="networks.q_heads:q_network",
     ),
-    "dqn": _Parts("algorithms.dqn:Dqn", "algorithms.dqn_settings:DqnSettings", "networks.q_heads:q_network"),
+    "dqn": _Parts(
+        algorithm="algorithms.dqn:Dqn",
+        settings="algorithms.dqn_settings:DqnSettings",
+        network="networks.q_heads:q_network",
+    ),
+    "random": _Parts(
+        algorithm="algorithms.random:Random",
+        settings="algorithms.random_settings:RandomSettings",
+        network="",
+    ),
+    "toy_recurrent": _Parts(
+        algorithm="algorithms.toy_recurrent:ToyRecurrent",
+        settings="algorithms.toy_recurrent_settings:ToyRecurrentSettings",
+        network="algorithms.toy_recurrent:recurrent_q",
+    ),
+    "toy_window": _Parts(
+        algorithm="algorithms.toy_window:ToyWindow",
+        settings="algorithms.toy_window_settings:ToyWindowSettings",
+        network="algorithms.toy_window:window_policy",
+    ),
 }
 
 
@@ -76,7 +98,7 @@ def make_algorithm(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _load(parts.network)(settings, group)
+        network = _load(parts.network)(settings, group) if parts.network else None
     algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device)
     if compile_updates:
         _load("algorithms.compiled:enable")(algorithm, compile_updates)

@@ -80,20 +80,20 @@ class FusedSteps(Protocol):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """The settings keys that every gradient algorithm has; see their descriptions in the settings class."""
+    """The settings keys of taking steps, described in the settings classes. Without a target key the target stays."""
 
     learning_rate: float
     lr_decay_start: float
     lr_end_fraction: float
     adam_eps: float
     max_grad_norm: float
-    target_tau: float
-    target_period_updates: int
+    target_tau: float = 0.0
+    target_period_updates: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Optimiser:
-        """Pick the keys out of an algorithm's settings."""
-        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+        """Pick the keys out of an algorithm's settings; those of the target may be missing."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
 
     def rate(self, progress: float) -> float:
         """Learning rate at this share of the run: constant, then linear to `lr_end_fraction` of it."""
@@ -122,11 +122,8 @@ class FlatLearner(Generic[SettingsT]):
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
-        self.state = LearnedState(
-            flatten(self.network),
-            flatten(self.target_network),
-            *(torch.zeros_like(flatten(self.network)) for _ in range(2)),
-        )
+        online, target = flatten(self.network), flatten(self.target_network)  # [P], [P]
+        self.state = LearnedState(online, target, torch.zeros_like(online), torch.zeros_like(online))
         self._gradient = torch.zeros_like(self.state.online)  # [P]
         self._layout = [(name, p.shape, p.numel()) for name, p in self.network.named_parameters()]
         for parameter, view in zip(self.network.parameters(), self._split(self._gradient).values(), strict=True):

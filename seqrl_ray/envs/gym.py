@@ -26,7 +26,7 @@ import numpy as np
 from seqrl_ray.envs.grouping import AGENT, AgentInfo, assign
 from seqrl_ray.envs.loading import check_kwargs, load_callable
 from seqrl_ray.envs.replaying import digest, in_copy_order, not_deterministic
-from seqrl_ray.envs.spaces import OBSERVATION_KEY, action_codec, obs_codec, split_mask
+from seqrl_ray.envs.spaces import OBSERVATION_KEY, action_codec, given_mask, obs_codec, split_mask
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import GymSettings, PolicySettings
 from seqrl_ray.types import (
@@ -225,8 +225,8 @@ class GymEnv:
         self._rows[e] = self._encode(obs[OBSERVATION_KEY] if self._mask_in_obs else obs)
         self._legal[e] = self._mask(obs, info)
 
-    def _mask(self, obs: Any, info: Any) -> Any:
-        return (obs if self._mask_in_obs else info)[self._settings.mask_key]
+    def _mask(self, obs: Any, info: Any) -> Array:
+        return given_mask(obs if self._mask_in_obs else info, self._settings.mask_key, self._settings.id)
 
     def _replay(self, e: int, episode: OpenEpisode) -> None:
         self._seed[e] = episode.seed

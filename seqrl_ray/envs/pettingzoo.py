@@ -27,20 +27,22 @@ from typing import Any
 
 import numpy as np
 
-from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, blank_rows, own_actions
+from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign
 from seqrl_ray.envs.loading import check_kwargs, load_callable
 from seqrl_ray.envs.replaying import digest, in_copy_order, not_deterministic
+from seqrl_ray.envs.slots import GroupArrays
 from seqrl_ray.envs.spaces import (
     OBSERVATION_KEY,
     ActionCodec,
     ObsCodec,
     action_codec,
+    given_mask,
     obs_codec,
     split_mask,
 )
 from seqrl_ray.errors import EnvError
 from seqrl_ray.recipe_env import PettingZooSettings, PolicySettings
-from seqrl_ray.types import Array, EpisodeEnd, GroupSpec, OpenEpisode, SeedStream, Step, VectorStep
+from seqrl_ray.types import Array, EpisodeEnd, GroupSpec, OpenEpisode, SeedStream, VectorStep
 
 
 @dataclass(frozen=True)
@@ -67,62 +69,6 @@ class _Copy:
     """Policy id -> the actions so far, each [N, ...]."""
     streams: dict[str, Array] = field(default_factory=dict)
     """Policy id -> episode ids of the copy's slots as the episode began, [N]."""
-
-
-class _GroupState:
-    """The arrays of one policy group, between two steps and while one is made."""
-
-    def __init__(self, spec: GroupSpec) -> None:
-        slots = len(spec.slots)
-        self.spec = spec
-        self.agents = len(agents_of(spec))
-        self.buffers = (blank_rows(spec), blank_rows(spec))
-        self.rows = self.buffers[0]
-        self.own = own_actions(spec) if spec.masked else None
-        self.legal = None if self.own is None else self.own.copy()
-        self.active = np.zeros(slots, np.bool_)
-        self.episode_id = np.full(slots, -1, np.int64)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the last transition."""
-        slots = len(self.spec.slots)
-        self.reward = np.zeros(slots, np.float32)
-        self.terminated, self.truncated, self.valid, self.is_first = np.zeros((4, slots), np.bool_)
-        self.final_slots: list[int] = []
-        self.final_obs: list[Array] = []
-        self.final_legal: list[Array] = []
-
-    def turn(self) -> None:
-        """Go to the other buffer: what the caller holds stays, and slots that get nothing new keep what "
-        "they saw."""
-        before = self.rows
-        self.rows = self.buffers[1] if before is self.buffers[0] else self.buffers[0]
-        self.rows[:] = before
-        if self.legal is not None:
-            self.legal = self.legal.copy()
-        self.clear()
-
-    def step(self) -> Step:
-        """Return the arrays as a Step."""
-        obs = self.spec.obs
-        finals = len(self.final_slots)
-        return Step(
-            obs=self.rows,
-            reward=self.reward,
-            terminated=self.terminated,
-            truncated=self.truncated,
-            valid=self.valid,
-            active=self.active.copy(),
-            is_first=self.is_first,
-            episode_id=self.episode_id.copy(),
-            final_slots=np.array(self.final_slots, np.int64),
-            final_obs=np.array(self.final_obs, obs.dtype).reshape(finals, *obs.shape),
-            legal=self.legal,
-            final_legal=None
-            if self.legal is None
-            else np.array(self.final_legal, np.bool_).reshape(finals, self.spec.action.n),
-        )
 
 
 class PettingZooEnv:
@@ -174,7 +120,7 @@ class PettingZooEnv:
             self._masked[agent] = spec.kind == "discrete" and (in_obs or in_info)
             told.append(AgentInfo(agent, self._obs[agent].spec, spec, masked=self._masked[agent]))
         self._groups = assign(told, policies, num_envs)
-        self._states = {policy_id: _GroupState(group) for policy_id, group in self._groups.items()}
+        self._states = {policy_id: GroupArrays(group) for policy_id, group in self._groups.items()}
         self._places: list[dict[str, _Place]] = [{} for _ in range(num_envs)]
         for policy_id, group in self._groups.items():
             for number, slot in enumerate(group.slots):
@@ -257,8 +203,6 @@ class PettingZooEnv:
             copy.env.close()
         self._copies = []
 
-    # ---------------------------------------------------------------------------------------------- one episode
-
     def _begin(self, e: int) -> None:
         """Open the next episode of copy `e`."""
         copy = self._copies[e]
@@ -273,7 +217,7 @@ class PettingZooEnv:
     def _open(self, e: int) -> None:
         copy = self._copies[e]
         for policy_id, state in self._states.items():
-            state.active[self._slots(policy_id, e)] = False
+            state.empty(self._slots(policy_id, e))
         copy.steps = 0
         copy.returns = {}
         copy.live = ()
@@ -315,11 +259,7 @@ class PettingZooEnv:
             state.truncated[slot] = not terminated
             if observations.get(agent) is not None:
                 self._write(e, agent, observations, infos)
-            state.final_slots.append(slot)
-            state.final_obs.append(state.rows[slot].copy())
-            if state.legal is not None:
-                state.final_legal.append(state.legal[slot].copy())
-            state.active[slot] = False
+            state.leave(slot)
         copy.live = tuple(staying)
         self._admit(e, observations, infos)
 
@@ -341,8 +281,7 @@ class PettingZooEnv:
                         f"({', '.join(self._places[e])}): no slot was kept for it. List it there."
                     )
                 state, slot = self._at(e, agent)
-                state.active[slot] = state.is_first[slot] = True
-                state.episode_id[slot] += 1
+                state.enter(slot)
                 copy.returns.setdefault(agent, 0.0)
             self._write(e, agent, observations, infos)
 
@@ -355,8 +294,10 @@ class PettingZooEnv:
         else:
             state.rows[slot] = seen
         if state.legal is not None and self._masked[agent]:
-            mask = (obs if self._mask_in_obs[agent] else infos[agent])[self._settings.mask_key]
-            state.legal[slot, : self._actions[agent].spec.n] = mask
+            beside = obs if self._mask_in_obs[agent] else infos.get(agent, {})
+            state.legal[slot, : self._actions[agent].spec.n] = given_mask(
+                beside, self._settings.mask_key, f"{self._settings.id}, agent {agent!r}"
+            )
 
     def _end(self, e: int) -> EpisodeEnd:
         """Close the episode of copy `e`; all its slots are inactive already."""
@@ -376,10 +317,8 @@ class PettingZooEnv:
         self._open(e)
         steps = len(next(iter(episode.actions.values())))
         for t in range(steps):
-            for state in self._states.values():
-                state.is_first[:] = np.where(
-                    np.arange(state.is_first.size) // state.agents == e, False, state.is_first
-                )
+            for policy_id, state in self._states.items():
+                state.is_first[self._slots(policy_id, e)] = False
             joint = {policy_id: actions[t] for policy_id, actions in episode.actions.items()}  # [N, ...]
             for policy_id, action in joint.items():
                 copy.log[policy_id].append(action)
@@ -394,8 +333,6 @@ class PettingZooEnv:
                 raise not_deterministic(self._settings.id, e, episode.seed, f"it ended after {t + 1} steps")
         if episode.digest not in ("", self._digest(e)):
             raise not_deterministic(self._settings.id, e, episode.seed, "its observations are others")
-
-    # ------------------------------------------------------------------------------------------------- bookkeeping
 
     def _agents(self, env: Any) -> list[str]:
         agents = getattr(env, "possible_agents", None)
@@ -432,15 +369,14 @@ class PettingZooEnv:
     def _logged(self, policy_id: str, copy: _Copy) -> Array:
         state = self._states[policy_id]
         column = state.spec.action.column
-        return np.array(copy.log[policy_id], column.dtype).reshape(
-            -1, state.agents, *column.shape
-        )  # [T, N, *action]
+        shape = (-1, state.agents, *column.shape)
+        return np.array(copy.log[policy_id], column.dtype).reshape(shape)  # [T, N, *action]
 
     def _slots(self, policy_id: str, e: int) -> slice:
         agents = self._states[policy_id].agents
         return slice(e * agents, (e + 1) * agents)
 
-    def _at(self, e: int, agent: str) -> tuple[_GroupState, int]:
+    def _at(self, e: int, agent: str) -> tuple[GroupArrays, int]:
         place = self._places[e][agent]
         return self._states[place.group], place.slot
 

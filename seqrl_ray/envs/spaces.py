@@ -19,7 +19,7 @@ Dims: A actions, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,20 @@ def split_mask(space: spaces.Space[Any], mask_key: str) -> tuple[spaces.Space[An
     if isinstance(space, spaces.Dict) and set(space.spaces) == {OBSERVATION_KEY, mask_key}:
         return space.spaces[OBSERVATION_KEY], True
     return space, False
+
+
+def given_mask(beside: Mapping[str, Any], mask_key: str, where: str) -> Array:
+    """Return the legal-action mask that stands in `beside` (a Dict observation, or an info).
+
+    Raises: EnvError: it is not there.
+    """
+    if mask_key not in beside:
+        raise EnvError(
+            f"{where}: no {mask_key!r} beside this observation, though the first reset had one: which "
+            "actions are legal cannot be known. Give the mask with every observation."
+        )
+    mask: Array = np.asarray(beside[mask_key], np.bool_)
+    return mask
 
 
 def _is_image(space: spaces.Box) -> bool:

@@ -43,7 +43,7 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
         plain = _split(tree, "", arrays)
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(folder / f"{part}.safetensors"))
         (folder / f"{part}.json").write_text(json.dumps(plain), encoding="utf-8")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not _vouched_for(p, folder))
     listing = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps({"format": FORMAT, "files": listing}, indent=1), encoding="utf-8")
@@ -102,6 +102,11 @@ def load(folder: Path, part: str) -> Any:
     except OSError as error:
         raise CheckpointError(f"{folder} has no part {part!r}: {error}. Use another checkpoint.") from None
     return _join(plain, arrays)
+
+
+def _vouched_for(path: Path, folder: Path) -> bool:
+    """Whether a manifest of its own (a replay snapshot's) lists this file: then that manifest is what we vouch for."""
+    return path.parent != folder and path.name != MANIFEST and (path.parent / MANIFEST).is_file()
 
 
 _ARRAY = "__array__"

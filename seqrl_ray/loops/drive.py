@@ -57,8 +57,8 @@ class Session(Protocol):
         """Train for about this long, or until the budget is spent."""
         ...
 
-    def save(self, root: Path, trees: Mapping[str, Any]) -> None:
-        """Write a checkpoint under `root` that holds `trees` beside the session's own state."""
+    def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
+        """Write a checkpoint under `root` that holds `trees` beside the session's own state; `wait` until it exists."""
         ...
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
@@ -67,6 +67,10 @@ class Session(Protocol):
 
     def judge_final(self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]) -> dict[str, list[EpisodeEnd]]:
         """Stop training and play the final jobs; `jobs_of(workers)` lists them, `on_job` hears of each and of their number."""
+        ...
+
+    def take_failures(self) -> list[Failure]:
+        """Return deaths mended since the last `advance` (those of the final evaluation)."""
         ...
 
     def close(self) -> None: ...
@@ -132,7 +136,7 @@ def drive(
     try:
         with StopRequested() as stop:
             status, last = _train(session, folder, screen, times, stop)
-            session.save(folder.path / "checkpoints", _driver_tree(folder, times))
+            session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=True)
             if status == "completed" and recipe.evaluation.episodes:
                 _judge(session, folder, screen, jobs_of, last)
                 if stop.asked:
@@ -168,10 +172,7 @@ def _train(
         for finished in advance.finished:
             folder.episodes(finished.ends, actor=finished.actor, env_steps=row["env_steps"])
         folder.report(row)
-        for failure in advance.failures:
-            folder.restarts[failure.what] += 1
-            folder.failure(**vars(failure))
-            screen.note(_failure_line(failure))
+        _note_failures(advance.failures, folder, screen)
         for at, ends in advance.judged:
             folder.evaluation(POLICY, ends, env_steps=at["env_steps"], updates=at["updates"], final=False)
         headline = folder.recent[-1][1] if folder.recent else None
@@ -184,7 +185,7 @@ def _train(
         if recipe.stop.wall_s and folder.at_s() >= recipe.stop.wall_s:
             return "completed", row
         if learner.checkpoint_every_s and time.monotonic() - saved_at >= learner.checkpoint_every_s:
-            session.save(folder.path / "checkpoints", _driver_tree(folder, times))
+            session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=False)
             saved_at = time.monotonic()
         if times.next_judge_steps and row["env_steps"] >= times.next_judge_steps:
             times.next_judge_steps += recipe.evaluation.every_env_steps
@@ -204,6 +205,14 @@ def _judge(
 
     for name, ends in session.judge_final(jobs_of, heard).items():
         folder.evaluation(name, ends, env_steps=last["env_steps"], updates=last["updates"], final=True)
+    _note_failures(session.take_failures(), folder, screen)
+
+
+def _note_failures(failures: Sequence[Failure], folder: RunFolder, screen: Screen) -> None:
+    for failure in failures:
+        folder.restarts[failure.what] += 1
+        folder.failure(**vars(failure))
+        screen.note(_failure_line(failure))
 
 
 def _driver_tree(folder: RunFolder, times: _Clock) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.envs.check import random_actions
 from seqrl_ray.errors import EnvError
 from seqrl_ray.loops.build import evaluation_env
 from seqrl_ray.loops.rollout import FrameStack, cleared
@@ -70,16 +71,7 @@ class RandomPlayer:
         self.rng = np.random.default_rng(seed)
 
     def act(self, step: VectorStep) -> dict[str, Array]:
-        return {p: self._draw(self.groups[p], s.legal) for p, s in step.groups.items()}
-
-    def _draw(self, group: GroupSpec, legal: Array | None) -> Array:
-        slots = len(group.slots)
-        if group.action.kind == "box":
-            low, high = np.array(group.action.low), np.array(group.action.high)
-            return self.rng.uniform(low, high, (slots, low.size)).reshape(slots, *group.action.shape).astype(np.float32)
-        if legal is None:
-            return self.rng.integers(0, group.action.n, slots)
-        return np.where(legal, self.rng.random(legal.shape), -1.0).argmax(-1)  # [S]
+        return random_actions(self.groups, step, self.rng)
 
 
 class RulePlayer:

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.errors import CheckpointError
 from seqrl_ray.loops.build import algorithms
-from seqrl_ray.loops.feed import to_device
+from seqrl_ray.loops.feed import feed
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.types import Batch, GroupSpec, Weights
 
@@ -32,9 +33,11 @@ class Learner:
         Args:
             recipe: the run.
             groups: policy id -> its slots and spaces.
-            device: torch device of parameters and batches.
+            device: torch device of parameters and batches; auto = CUDA where there is one.
             compile_updates: updates in one compiled graph; 0 = eager.
         """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.recipe, self.device = recipe, device
         self.algorithms: dict[str, Algorithm] = algorithms(recipe, groups, device=device, compile_updates=compile_updates)
         self.epoch = 0
@@ -57,7 +60,7 @@ class Learner:
         Returns: priorities [U, B].
         """
         algorithm = self.algorithms[policy_id]
-        update = algorithm.update(to_device(batch, self.device), algorithm.hparams(progress))
+        update = algorithm.update(feed(batch, self.device), algorithm.hparams(progress))
         for name, value in update.metrics.items():
             self._sums[f"{policy_id}/{name}"] += value
             self._counts[f"{policy_id}/{name}"] += 1
@@ -89,7 +92,8 @@ class Learner:
         return {
             "epoch": self.epoch,
             "policies": {
-                policy_id: {"learned": a.learned(), "private": a.private()} for policy_id, a in self.algorithms.items()
+                policy_id: {"learned": a.learned(), "private": a.private(), "acting": a.weights()}
+                for policy_id, a in self.algorithms.items()
             },
         }
 

@@ -15,7 +15,7 @@ from typing import Any
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import SHARDS, rollout, stream_seed
-from seqrl_ray.loops.drive import Advance
+from seqrl_ray.loops.drive import Advance, Failure
 from seqrl_ray.loops.evaluate import POLICY
 from seqrl_ray.loops.judge import Job, chunk_size, play_jobs
 from seqrl_ray.loops.learner import Learner
@@ -65,13 +65,9 @@ class LocalSession:
         judged, self._judged = self._judged, []
         return Advance(self.trainer.report(), self.trainer.take_finished(), judged=judged, done=self.trainer.done)
 
-    def save(self, root: Path, trees: Mapping[str, Any]) -> None:
-        """Write a checkpoint; between turns, so that everything belongs together."""
-        name = f"{self.trainer.counters.env_steps:012d}"
-        for policy_id, shard in self.trainer.shards.items():
-            shard.save(root / name / "replay" / policy_id)
-        own = {"trainer": self.trainer.state(), "rollout": self.rollout.state()}
-        checkpoints.save(root, name, {**trees, **own}, self.recipe.learner.keep_checkpoints)
+    def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
+        """Write a checkpoint of the moment between two turns, so that everything in it belongs together."""
+        self.trainer.save(root, {**trees, "rollouts": {"0": self.rollout.state()}}, wait=wait)
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
         """Evaluate the present weights now: here, or in a process of its own beside a running simulation."""
@@ -91,16 +87,18 @@ class LocalSession:
         jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
         return play_jobs(self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs)))
 
+    def take_failures(self) -> list[Failure]:
+        """Return nothing: what dies in the only process ends the run."""
+        return []
+
     def close(self) -> None:
         """Close the environment (again, if the final evaluation has done so: closing twice is harmless)."""
         self.rollout.close()
 
     def _restore(self, folder: Path) -> None:
         checkpoints.verify(folder)
-        self.trainer.restore(checkpoints.load(folder, "trainer"))
-        for policy_id, shard in self.trainer.shards.items():
-            shard.load(folder / "replay" / policy_id)
-        saved = checkpoints.load(folder, "rollout")
+        self.trainer.load(folder)
+        saved = checkpoints.load(folder, "rollouts").get("0")
         if saved is None:
             raise CheckpointError(
                 f"{folder} holds no open episodes: its environment cannot rebuild one, so the local loop cannot go on "

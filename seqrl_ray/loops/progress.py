@@ -11,6 +11,14 @@ from seqrl_ray.loops.judge import Job
 from seqrl_ray.recipe import Recipe
 
 
+class Silence:
+    """Shows nothing."""
+
+    def train(self, row: Mapping[str, Any], at_s: float, headline: float | None) -> None: ...
+    def note(self, text: str) -> None: ...
+    def judge(self, job: Job, done: int, total: int) -> None: ...
+
+
 class ProgressLine:
     """Writes steps, updates, headline metric, rates, lag and time left."""
 

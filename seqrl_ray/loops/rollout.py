@@ -259,6 +259,11 @@ class Rollout:
         acting.version = weights.version
         acting.slot_params = self._slot_params(acting.algorithm, self.env.groups[weights.policy_id], weights.progress)
 
+    def set_progress(self, progress: float) -> None:
+        """Tell every policy how much of the run is spent: exploration follows it."""
+        for policy_id, acting in self.acting.items():
+            acting.slot_params = self._slot_params(acting.algorithm, self.env.groups[policy_id], progress)
+
     def fragment(self) -> Fragment:
         """Make `fragment_steps` vector steps."""
         episodes: list[EpisodeEnd] = []

@@ -68,13 +68,9 @@ class RunFolder:
 
         self.path, self.recipe = path, recipe
         if not resumed:
-            if path.exists() and any(path.iterdir()):
-                raise RunFolderError(
-                    f"--run-dir={path} exists and is not empty: a new run would overwrite it. "
-                    f"Name another folder, or go on with it by --resume {path}."
-                )
+            check_new(path)
             path.mkdir(parents=True, exist_ok=True)
-            write(recipe, path / "recipe.toml")
+        write(recipe, path / "recipe.toml")
         (path / "evaluation").mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         self.started = time.monotonic() - clock_s
@@ -84,6 +80,8 @@ class RunFolder:
         self.failures: list[dict[str, Any]] = []
         self.restarts = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0}
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
+        if resumed:
+            self._take_over()
 
     def at_s(self) -> float:
         """Wall seconds of the run so far, earlier sessions of a resumed run included."""
@@ -147,7 +145,6 @@ class RunFolder:
             lag: policy lag of the fragments inserted, in updates.
         """
         train_s = float(counters.get("train_s", 0.0))
-        policy = self.evaluations.get("policy")
         baselines = {name: rows for name, rows in self.evaluations.items() if name != "policy"}
         summary = {
             "status": status,
@@ -162,15 +159,24 @@ class RunFolder:
                 "metric": self.recipe.evaluation.headline,
                 "lower_is_better": self.recipe.evaluation.lower_is_better,
             },
-            "evaluation": _summaries(policy) if policy else {},
-            "baselines": {name: _summaries(rows) for name, rows in baselines.items()},
-            "paired": {name: _paired(policy, rows) for name, rows in baselines.items()} if policy else {},
+            **summaries(self.evaluations.get("policy", []), baselines),
             "restarts": dict(self.restarts),
             "failures": self.failures,
             "versions": versions(),
         }
         _replace(self.path / "summary.json", json.dumps(summary, indent=2, default=_plain))
         return summary
+
+    def _take_over(self) -> None:
+        """Take over the failures that earlier sessions of a resumed run wrote."""
+        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a kill cut short: the rows around it are whole
+            if row.get("kind") == "failure":
+                self.failures.append({k: row[k] for k in ("what", "at_s", "recover_s", "lost_steps", "lost_updates")})
+                self.restarts[row["what"]] += 1
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -180,6 +186,15 @@ class RunFolder:
     def _row(self, kind: str, **fields: Any) -> None:
         row = {"kind": kind, "at_s": round(self.at_s(), 3), **fields}
         self._metrics.write(json.dumps({k: _finite(v) for k, v in row.items()}, default=_plain) + "\n")
+
+
+def check_new(path: Path) -> None:
+    """Raise RunFolderError if a new run at `path` would touch an existing one."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunFolderError(
+            f"--run-dir={path} exists and is not an empty folder: a new run would overwrite it. "
+            f"Name another folder, or go on with it by --resume {path}."
+        )
 
 
 def open_run(path: Path) -> Path:
@@ -193,19 +208,6 @@ def open_run(path: Path) -> Path:
     if missing:
         raise RunFolderError(f"{path} is not a run folder: it has no {' and no '.join(missing)}. Name a run's own folder.")
     return path
-
-
-def reload(folder: RunFolder) -> None:
-    """Take over failures, restarts and evaluations that earlier sessions of a resumed run wrote."""
-    for line in (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line a kill cut short: the rows before it are whole, and it is not ours to repair
-        if row.get("kind") == "failure":
-            folder.failures.append({k: row[k] for k in ("what", "at_s", "recover_s", "lost_steps", "lost_updates")})
-            if row["what"] in folder.restarts:
-                folder.restarts[row["what"]] += 1
 
 
 def versions() -> dict[str, str]:
@@ -242,11 +244,23 @@ def _commit() -> str | None:
     return None
 
 
-def _summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+Rows = Sequence[Mapping[str, Any]]
+
+
+def summaries(policy: Rows, baselines: Mapping[str, Rows]) -> dict[str, Any]:
+    """Return the `evaluation`, `baselines` and `paired` parts of a summary from rows of episodes."""
+    return {
+        "evaluation": _summaries(policy),
+        "baselines": {name: _summaries(rows) for name, rows in baselines.items()},
+        "paired": {name: _paired(policy, rows) for name, rows in baselines.items()} if policy else {},
+    }
+
+
+def _summaries(rows: Rows) -> dict[str, Any]:
     return {name: summarise(_column(rows, name)) for name in _metric_names(rows)}
 
 
-def _paired(policy: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _paired(policy: Rows, other: Rows) -> dict[str, Any]:
     """Policy minus controller on the seeds both were judged on."""
     mine = {row["seed"]: row for row in policy}
     theirs = {row["seed"]: row for row in other}
@@ -260,11 +274,11 @@ def _paired(policy: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
     }
 
 
-def _metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _metric_names(rows: Rows) -> list[str]:
     return [name for name in rows[0] if name != "seed"] if rows else []
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+def _column(rows: Rows, name: str) -> Any:
     return np.array([float(row.get(name, math.nan)) for row in rows])
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.rollout import Rollout
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
+from seqrl_ray.replay.restore import restore as restore_shards
 from seqrl_ray.replay.shard import ReplayShard
+from seqrl_ray.replay.snapshot import Snapshot
 from seqrl_ray.types import EpisodeEnd, Fragment, GroupSpec, SampleSpec, Trajectory, Weights
 
 
@@ -72,6 +76,31 @@ class Finished:
 
 
 @dataclass
+class Saving:
+    """A checkpoint on its way: everything small is frozen already, replay is written slice by slice."""
+
+    root: Path
+    name: str
+    trees: Mapping[str, Any]
+    snapshots: list[Snapshot]
+    keep: int
+
+    def step(self) -> bool:
+        """Write one slice; returns whether the checkpoint exists now."""
+        for snapshot in self.snapshots:
+            if not snapshot.done:
+                snapshot.write_slice()
+                return False
+        checkpoints.save(self.root, self.name, self.trees, self.keep)
+        return True
+
+    def finish(self) -> None:
+        """Write all that is left."""
+        while not self.step():
+            pass
+
+
+@dataclass
 class Trainer:
     """Learner, shards and a source of fragments, wired in one process."""
 
@@ -83,6 +112,7 @@ class Trainer:
     counters: Counters = field(default_factory=Counters)
     lag: LagCounter = field(default_factory=LagCounter)
     finished: list[Finished] = field(default_factory=list)
+    saving: Saving | None = None
 
     @property
     def progress(self) -> float:
@@ -100,6 +130,8 @@ class Trainer:
         for actor, fragment in self.source.poll():
             self.insert(actor, fragment)
             self.learn()
+        if self.saving is not None and self.saving.step():
+            self.saving = None
         self.source.offer(self.learner.all_weights(self.progress))  # also without updates: exploration follows progress
 
     def insert(self, actor: str, fragment: Fragment) -> None:
@@ -112,7 +144,7 @@ class Trainer:
             self._insert(trajectory)
 
     def _insert(self, trajectory: Trajectory) -> None:
-        lag = self.learner.algorithms[trajectory.policy_id].updates - trajectory.weights[1]
+        lag = max(0, self.learner.algorithms[trajectory.policy_id].updates - trajectory.weights[1])
         limit = self.recipe.learner.max_policy_lag_updates
         if limit and lag > limit:
             self.counters.stale_rows += trajectory.agent_steps
@@ -150,6 +182,28 @@ class Trainer:
         row.update(self.learner.metrics())
         row["policy_lag_p50"], row["policy_lag_p95"] = self.lag.quantile(0.5), self.lag.quantile(0.95)
         return row
+
+    def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
+        """Write a checkpoint of this moment, with `trees` in it.
+
+        Replay is written in slices between the next turns; with `wait` at once. A checkpoint still being written is
+        finished first.
+        """
+        if self.saving is not None:
+            self.saving.finish()
+        name = f"{self.counters.env_steps:012d}"
+        snapshots = [shard.begin_snapshot(root / name / "replay" / policy_id) for policy_id, shard in self.shards.items()]
+        keep = self.recipe.learner.keep_checkpoints
+        self.saving = Saving(root, name, {**trees, "trainer": self.state()}, snapshots, keep)
+        if wait:
+            self.saving.finish()
+            self.saving = None
+
+    def load(self, folder: Path) -> None:
+        """Take over learner, counters and replay of a checkpoint (call `checkpoints.verify` first)."""
+        self.restore(checkpoints.load(folder, "trainer"))
+        for policy_id, shard in self.shards.items():
+            restore_shards([folder / "replay" / policy_id], [shard])
 
     def state(self) -> dict[str, Any]:
         """Counters and learner, as a tree a checkpoint can hold; the shards write themselves."""

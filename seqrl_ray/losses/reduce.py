@@ -1,8 +1,9 @@
 """The only reduction of losses: a weighted sum over what is valid, and the count to divide it by.
 
 Losses give one value per element; the mask, the weight and the denominator are applied here and nowhere else.
-Values behind the mask are selected away with `where`, never multiplied by zero, so that a NaN in padding reaches
-neither the sum nor the gradient of anything that is valid.
+Values behind the mask are selected away with `where`, never multiplied by zero: a NaN there changes neither the sum
+nor the gradient that any element gets (exactly 0 behind the mask). What computed a NaN may still turn that 0 into a
+NaN on its own way back (0 * inf), so a loss also selects its *inputs* with the mask, once, where it reads them.
 """
 
 from __future__ import annotations

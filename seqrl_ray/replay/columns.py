@@ -24,7 +24,7 @@ PRIORITY = "priority"
 """An extra column of this name (scalar float32, NaN = none) gives items their first priority."""
 
 _FLAGS = ("terminated", "truncated", "final")
-_MADE_HERE = ("flags", "offset", "weights_epoch", "weights_counter")
+_MADE_HERE = ("flags", "offset", "serial", "weights_epoch", "weights_counter")
 
 
 def data_columns(group: GroupSpec, spec: SampleSpec) -> dict[str, ArraySpec]:
@@ -35,6 +35,7 @@ def data_columns(group: GroupSpec, spec: SampleSpec) -> dict[str, ArraySpec]:
         "reward": ArraySpec((), "float32"),
         "flags": ArraySpec((), "uint8"),
         "offset": ArraySpec((), "int32"),
+        "serial": ArraySpec((), "int64"),
         "weights_epoch": ArraySpec((), "int32"),
         "weights_counter": ArraySpec((), "int32"),
     }

@@ -54,7 +54,7 @@ class ItemRule:
         """Items that the rows just stored made sampleable."""
         if self.by_episode:
             return self._whole_episodes(stored.ends)
-        return NewItems(self._serving(self._reached(stored)))
+        return NewItems(self.still_serving(self._reached(stored)))
 
     def readers(self, rows: Int64Array) -> Int64Array:
         """Items that read one of `rows` [R] and are not later than it: themselves and those that look back at them.
@@ -82,7 +82,7 @@ class ItemRule:
                 reached.append(end)
         return np.concatenate([*reached, at]) if reached else at
 
-    def _serving(self, rows: Int64Array) -> Int64Array:
+    def still_serving(self, rows: Int64Array) -> Int64Array:
         """Those of `rows` [R] at which an item may start: on the period, and with the rows it looks back at."""
         if self._period > 1:
             rows = rows[self._store.offset[rows] % self._period == 0]
@@ -97,22 +97,18 @@ class ItemRule:
         return rows[whole]
 
     def _whole_episodes(self, ends: Int64Array) -> NewItems:
-        rows: list[Int64Array] = []
-        steps: list[Int64Array] = []
-        returns: list[Float64Array] = []
-        counts: list[Int64Array] = []
+        none = np.zeros(0, np.int64)
+        rows, steps, counts, returns = [none], [none], [none], [np.zeros(0)]
         for end in ends.tolist():
             chain = np.array(self._store.chain(end), np.int64)  # [L]
             reward = self._store.columns["reward"][chain].astype(np.float64)
             if self._spec.returns:
                 self._store.columns["return_to_go"][chain] = discounted_sums(reward, self._spec.return_gamma)
-            serving = self._serving(chain[:-1])
+            serving = self.still_serving(chain[:-1])
             rows.append(serving)
-            steps.append(np.full(serving.size, chain.size - 1, np.int64))
+            steps.append(np.full(serving.size, chain.size - 1))
             returns.append(np.full(serving.size, reward.sum()))
-            counts.append(np.full(serving.size, serving.size, np.int64))
-        if not rows:
-            return NewItems(np.zeros(0, np.int64))
+            counts.append(np.full(serving.size, serving.size))
         return NewItems(np.concatenate(rows), np.concatenate(steps), np.concatenate(returns), np.concatenate(counts))
 
     def check(self, live: Int64Array) -> None:
@@ -120,7 +116,7 @@ class ItemRule:
         store = self._store
         assert (store.offset[live] >= 0).all(), "a live item's row is not stored"
         assert (store.flags[live] != FINAL).all(), "a final row is an item"
-        assert self._serving(live).size == live.size, "a live item lacks an earlier row or is off the period"
+        assert self.still_serving(live).size == live.size, "a live item lacks an earlier row or is off the period"
         at = live
         for _ in range(self._horizon):
             at = store.next_row[at]

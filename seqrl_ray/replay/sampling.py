@@ -13,9 +13,9 @@ Dims: M items, S shards, U updates, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,24 +36,6 @@ class Mass:
     items: int
     version: int
     """Raised by every change of items or masses."""
-
-
-class ItemSampler(Protocol):
-    """Holds the live items of a shard, by row."""
-
-    count: int
-
-    def add(self, rows: Int64Array, mass: Float64Array | float) -> None: ...
-    def remove(self, rows: Int64Array) -> None: ...
-    def live(self, rows: IntArray) -> NDArray[np.bool_]: ...
-    def rows(self) -> Int64Array: ...
-    def masses(self, rows: IntArray) -> Float64Array: ...
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Int64Array, Float64Array]: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def nbytes(self) -> int: ...
-    def check(self) -> None: ...
 
 
 class UniformSampler:
@@ -117,9 +99,21 @@ class UniformSampler:
         """Bytes held."""
         return self._items.nbytes + self._place.nbytes
 
-    def order(self) -> Int64Array:
-        """Items in the order that draws index (for an exact snapshot)."""
-        return self._items[: self.count].copy()
+    def columns(self) -> dict[str, Array]:
+        """State by row: place in the list, -1 = no item."""
+        return {"place": self._place}
+
+    def load(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
+        """Take over the state of `rows` [R] that `columns` held; the sampler must be empty."""
+        place = columns["place"]
+        item = place >= 0
+        self._items[place[item]] = rows[item]
+        self._place[rows] = place
+        self.count = int(np.count_nonzero(item))
+
+    def adopt(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
+        """Make items of the rows [R] that were items of any sampler that `columns` come from."""
+        self.add(rows[columns["place"] >= 0])
 
     def check(self) -> None:
         """Raise ReplayError if list and places disagree."""
@@ -165,6 +159,19 @@ class MassSampler:
     def masses(self, rows: IntArray) -> Float64Array:
         """Masses of rows; 0 for one that is no item."""
         return self._tree.get(rows)
+
+    def columns(self) -> dict[str, Array]:
+        """State by row: mass, 0 = no item."""
+        return {"mass": self._tree.get(np.arange(self._tree.size))}
+
+    def load(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
+        """Take over the state of `rows` [R] that `columns` held; the sampler must be empty."""
+        item = columns["mass"] > 0.0
+        self.add(rows[item], columns["mass"][item])
+
+    def adopt(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
+        """Make items of the rows [R] that were items of any sampler that `columns` come from."""
+        self.load(rows, columns)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Int64Array, Float64Array]:
         """Draw `count` items, stratified. Returns rows [count], ascending, and their chances [count]."""

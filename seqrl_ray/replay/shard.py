@@ -10,7 +10,6 @@ Dims: M = U*B items of a draw.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrl_ray.errors import ReplayError
+from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import views
 from seqrl_ray.replay.columns import PRIORITY
@@ -27,12 +26,14 @@ from seqrl_ray.replay.items import ItemRule, NewItems
 from seqrl_ray.replay.sampling import Mass, MassSampler, UniformSampler, check_priorities, global_weights
 from seqrl_ray.replay.snapshot import Snapshot
 from seqrl_ray.replay.store import Store
-from seqrl_ray.types import Batch, FloatArray, GroupSpec, ItemIds, SampleSpec, Trajectory
+from seqrl_ray.types import Array, Batch, FloatArray, GroupSpec, ItemIds, SampleSpec, Trajectory
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
 _INCARNATION_SHIFT = 32
+_RULES = ("sampler", "alpha", "priority_epsilon", "return_low", "return_high", "return_floor")
+_ITEM_RULES = ("view", "n_step", "window_steps", "period_steps", "returns", "return_gamma")
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,13 @@ class ShardStats:
     stale_priorities: int
     max_priority: float
     mean_item_age_rows: float
-    """Mean number of rows inserted since the items of the latest draw were, NaN before the first draw."""
+    """Rows inserted since the items of the latest draw were, on average; NaN before the first draw."""
 
 
 @dataclass
 class _Counters:
     version: int = 0
     inserted_items: int = 0
-    inserted_rows: int = 0
     sampled_items: int = 0
     duplicate_rows: int = 0
     refused_rows: int = 0
@@ -130,6 +130,7 @@ class ReplayShard:
         self._max_priority = 1.0
         self._counters = _Counters()
         self._snapshot: Snapshot | None = None
+        self._latest: Int64Array = np.zeros(0, np.int64)  # rows of the latest draw
 
     # ------------------------------------------------------------------------------------------------ the five calls
 
@@ -144,7 +145,6 @@ class ReplayShard:
         counters = self._counters
         counters.version += 1
         counters.inserted_items += new.rows.size
-        counters.inserted_rows += stored.rows.size
         counters.duplicate_rows += stored.duplicate_rows
         counters.refused_rows += stored.refused_rows
         return InsertReply(int(new.rows.size), int(stored.rows.size), stored.duplicate_rows, stored.refused_rows)
@@ -171,6 +171,7 @@ class ReplayShard:
         else:
             weight = global_weights(probability, self.sampler.count, self._beta(beta))
         self._counters.sampled_items += count
+        self._latest = rows
         read = views.transitions if self.spec.view == "transitions" else views.windows
         return read(self.store, self.spec, rows, probability, weight, self._ids(rows))
 
@@ -217,14 +218,14 @@ class ReplayShard:
             memmap_bytes=self.store.memmap_bytes,
             index_bytes=self.sampler.nbytes,
             inserted_items=c.inserted_items,
-            inserted_rows=c.inserted_rows,
+            inserted_rows=self.store.inserted_rows,
             sampled_items=c.sampled_items,
             evicted_rows=self.store.evicted_rows,
             duplicate_rows=c.duplicate_rows,
             refused_rows=c.refused_rows,
             stale_priorities=c.stale_priorities,
             max_priority=self._max_priority,
-            mean_item_age_rows=float("nan"),
+            mean_item_age_rows=self._age_rows(),
         )
 
     def check(self) -> None:
@@ -257,6 +258,57 @@ class ReplayShard:
     def writer_gone(self, writer: str) -> int:
         """Close a dead writer's open streams as cut; returns how many there were."""
         return self.store.writer_gone(writer)
+
+    def begin_snapshot(self, folder: Path) -> Snapshot:
+        """Freeze the present version; its `write_slice` is then called between other calls until it returns True.
+
+        Raises: ReplayError: another snapshot is not finished. CheckpointError: the folder cannot be written.
+        """
+        if self._snapshot is not None and not self._snapshot.done:
+            raise ReplayError(
+                "begin_snapshot while another snapshot is being written: rows would be kept twice. Finish that one first."
+            )
+        self._snapshot = Snapshot(
+            self.store,
+            folder,
+            item_columns=self.sampler.columns(),
+            description={"rules": self.rules(), "state": self.state()},
+            slice_bytes=self.settings.snapshot_slice_bytes,
+        )
+        return self._snapshot
+
+    def rules(self) -> dict[str, Any]:
+        """What a snapshot and the shard it is restored to must share."""
+        kept = {name: getattr(self.settings, name) for name in _RULES}
+        spec = asdict(self.spec)
+        return kept | {"policy_id": self.group.policy_id} | {name: spec[name] for name in _ITEM_RULES}
+
+    def state(self) -> dict[str, Any]:
+        """Everything but columns and items, as numbers, strings and lists."""
+        return {
+            "store": self.store.state(),
+            "counters": asdict(self._counters),
+            "max_priority": self._max_priority,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned; columns and items must be what they were then (see `restore.py`)."""
+        self.store.restore(state["store"])
+        self._counters = _Counters(**state["counters"])
+        self._max_priority = float(state["max_priority"])
+        self._rng.bit_generator.state = state["rng"]
+
+    def adopt_items(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
+        """Make items of those of `rows` [R] that were items where `columns` come from and still have all they read."""
+        serving = np.isin(rows, self.rule.still_serving(rows))
+        self.sampler.adopt(rows[serving], {name: column[serving] for name, column in columns.items()})
+        self._counters.version += 1
+
+    def _age_rows(self) -> float:
+        if self._latest.size == 0:
+            return float("nan")
+        return float(self.store.inserted_rows - self.store.columns["serial"][self._latest].mean())
 
     def _first_mass(self, new: NewItems) -> Float64Array | float:
         """Mass of items that have just become sampleable."""
@@ -295,3 +347,25 @@ class ReplayShard:
         if self._snapshot is not None:
             self._snapshot.preserve(rows)
         self.sampler.remove(self.rule.readers(rows))
+
+
+def _check_spec(spec: SampleSpec, settings: ReplaySettings) -> None:
+    """Raise RecipeError if the spec makes no sense, or can never give an item in this capacity."""
+    for name in ("n_step", "window_steps", "period_steps"):
+        if getattr(spec, name) < 1:
+            raise RecipeError(f"{name}={getattr(spec, name)} is below 1: no item could exist. Set it to 1 or more.")
+    if spec.burn_in_steps >= spec.window_steps and spec.view == "windows":
+        raise RecipeError(
+            f"burn_in_steps={spec.burn_in_steps} leaves nothing of window_steps={spec.window_steps} to learn from: every "
+            "loss would be empty. Lower burn_in_steps or raise window_steps."
+        )
+    if spec.returns and spec.view != "windows":
+        raise RecipeError(
+            "returns=True with view='transitions': transitions carry no returns-to-go. Use view='windows' or returns=False."
+        )
+    horizon = spec.n_step if spec.view == "transitions" else spec.window_steps
+    if settings.shard_capacity_steps <= horizon:
+        raise RecipeError(
+            f"capacity_steps={settings.capacity_steps} over {settings.shards} shards is not more than the {horizon} steps "
+            "of one item: none would ever be whole. Raise capacity_steps or use fewer shards."
+        )

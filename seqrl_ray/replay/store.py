@@ -63,7 +63,7 @@ class Store:
             memory_bytes: RAM budget of the columns; None = no limit.
             folder: where the columns beyond the budget go.
         """
-        self.group, self.spec, self.capacity = group, spec, capacity
+        self.group, self.spec, self.capacity, self._eviction = group, spec, capacity, eviction
         self.data_specs = cols.data_columns(group, spec)
         self.link_specs = cols.link_columns(spec)
         self.columns: dict[str, Array] = cols.allocate(
@@ -73,9 +73,9 @@ class Store:
         self.next_row, self.prev_row = self.columns["next_row"], self.columns["prev_row"]
         self.generation, self.flags, self.offset = (self.columns[n] for n in ("generation", "flags", "offset"))
         self.streams = Streams()
-        self._prev_view = memoryview(self.prev_row)  # a Python-level walk is 5x faster than through numpy scalars
+        self._prev_view = memoryview(self.prev_row)  # type: ignore[arg-type]  # a Python-level walk is 5x faster than through numpy scalars
         self._before_evict = before_evict
-        self.evicted_rows = 0
+        self.inserted_rows = self.evicted_rows = 0
         self._allocator: Allocator = (
             Ring(capacity)
             if eviction == "fifo_steps"
@@ -147,8 +147,10 @@ class Store:
     def state(self) -> dict[str, Any]:
         """Everything but the columns, as numbers, strings and lists."""
         return {
+            "eviction": self._eviction,
             "streams": self.streams.state(),
             "allocator": self._allocator.state(),
+            "inserted_rows": self.inserted_rows,
             "evicted_rows": self.evicted_rows,
         }
 
@@ -156,7 +158,23 @@ class Store:
         """Take over what `state` returned; the columns must hold what they held then."""
         self.streams.restore(state["streams"])
         self._allocator.restore(state["allocator"])
-        self.evicted_rows = int(state["evicted_rows"])
+        self.inserted_rows, self.evicted_rows = int(state["inserted_rows"]), int(state["evicted_rows"])
+
+    def adopt(self, rows: int, tails: Int64Array, streams: Mapping[str, Any]) -> None:
+        """Take the rows [0, rows), oldest first, with links and data already in the columns, as the store's content.
+
+        Args:
+            rows: how many.
+            tails: last rows of their segments; none of them will grow.
+            streams: writers' tables without tails (see `streams.merged_state`).
+        """
+        self.streams.restore(streams)
+        self.inserted_rows = rows
+        self._allocator.allocate(rows)
+        if self._allocator.whole_segments:
+            for number, tail in enumerate(tails.tolist()):  # in order of age, which stands for the order of closing
+                reward = float(self.columns["reward"][self.chain(tail)].sum(dtype=np.float64))
+                self._allocator.grew(Growth(-1 - number, tail, reward, ended=True))
 
     def check(self) -> None:
         """Raise ReplayError if a link, an offset or the count of rows in use contradicts the others."""
@@ -212,6 +230,8 @@ class Store:
         self.columns["reward"][target] = np.where(given["final"], 0.0, given["reward"])[place]
         offset = (trajectory.offset[admission.piece] + admission.skip).repeat(admission.kept)
         self.offset[target] = offset + within
+        self.columns["serial"][target] = np.arange(self.inserted_rows, self.inserted_rows + rows.size)
+        self.inserted_rows += rows.size
         self.columns["weights_epoch"][target] = trajectory.weights[0]
         self.columns["weights_counter"][target] = trajectory.weights[1]
         if "return_to_go" in self.columns:

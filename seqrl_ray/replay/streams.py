@@ -10,7 +10,7 @@ Dims: S slots of a writer, P pieces of a fragment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +115,6 @@ class Streams:
         """Streams that may still grow."""
         return sum(_open_segments(writer.slots).size for writer in self._writers.values())
 
-    def tails(self) -> tuple[Int64Array, Int64Array]:
-        """Last rows of the open streams and the generations they had when written."""
-        tables = [w.slots[:, _is_open(w.slots)] for w in self._writers.values()]
-        merged = np.concatenate([*tables, np.full((_FIELDS, 0), -1, np.int64)], axis=1)
-        return merged[_TAIL], merged[_TAIL_GENERATION]
-
     def state(self) -> dict[str, Any]:
         """Everything, as numbers, strings and lists."""
         writers = {
@@ -136,6 +130,31 @@ class Streams:
             name: _Writer(w["incarnation"], w["gone"], np.array(w["slots"], np.int64).reshape(_FIELDS, -1))
             for name, w in state["writers"].items()
         }
+
+
+def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state for shards that take over the rows of several: what is held is known, nothing can be joined.
+
+    Of a writer's incarnations the newest counts; of a slot's streams the newest, and of that the furthest offset.
+    """
+    writers: dict[str, dict[str, Any]] = {}
+    for state in states:
+        for name, new in state["writers"].items():
+            table = np.array(new["slots"], np.int64).reshape(_FIELDS, -1)
+            table[[_TAIL, _TAIL_GENERATION]] = -1
+            old = writers.get(name)
+            if old is None or old["incarnation"] < new["incarnation"]:
+                writers[name] = {"incarnation": new["incarnation"], "gone": new["gone"], "slots": table}
+            elif old["incarnation"] == new["incarnation"]:
+                slots = max(table.shape[1], old["slots"].shape[1])
+                table, held = _widen(table, slots), _widen(old["slots"], slots)
+                newer = (table[_EPISODE] > held[_EPISODE]) | (
+                    (table[_EPISODE] == held[_EPISODE]) & (table[_NEXT] > held[_NEXT])
+                )
+                old["slots"] = np.where(newer, table, held)
+                old["gone"] = old["gone"] or new["gone"]
+    listed = {name: writer | {"slots": writer["slots"].tolist()} for name, writer in writers.items()}
+    return {"next_segment": max(int(state["next_segment"]) for state in states), "writers": listed}
 
 
 class _Walk:
@@ -239,11 +258,11 @@ def _widen(table: Int64Array, slots: int) -> Int64Array:
 
 
 def _is_open(table: Int64Array) -> NDArray[np.bool_]:
-    return (table[_EPISODE] >= 0) & (table[_ENDED] != 1)
+    return np.asarray((table[_EPISODE] >= 0) & (table[_ENDED] != 1))
 
 
 def _open_segments(table: Int64Array) -> Int64Array:
-    return table[_SEGMENT, _is_open(table)]
+    return np.asarray(table[_SEGMENT, _is_open(table)])
 
 
 def _refused(trajectory: Trajectory) -> Admission:

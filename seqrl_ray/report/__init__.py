@@ -1,4 +1,4 @@
-"""Tables, plots and the HTML report of a run. Reads run folders only; nothing heavy is imported before it is needed."""
+"""Tables, plots and the HTML report of a run. Reads run folders only; imports nothing heavy before use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def html(run: Path) -> Path:
     What the folder lacks is named in the page where it would have stood.
 
     Args:
-        run: a run folder: `recipe.toml`, `summary.json`, `metrics.jsonl`, `evaluation/`; parts may be missing.
+        run: a run folder: recipe.toml, summary.json, metrics.jsonl, evaluation/; parts may be missing.
 
     Returns:
         The path of the file written (over an older one).
@@ -32,7 +32,7 @@ def html(run: Path) -> Path:
 
 
 def table(run: Path) -> RenderableType:
-    """Return the outcome of a run for a terminal: the sentence that sums it up, the controllers, what went wrong.
+    """Return the outcome of a run for a terminal: what it comes to, the controllers, what went wrong.
 
     Fits in 80 columns.
 

@@ -18,9 +18,10 @@ h3{margin:0 0 .3rem;font-size:1rem}
 .headline{margin:1.2rem 0;padding:.9rem 1.2rem;border-left:4px solid var(--policy);background:var(--tint)}
 .headline p{margin:.25rem 0}
 .lead{font-size:1.2rem;font-weight:600}
-.alarms{margin:1rem 0;padding:.7rem 1.2rem .7rem 2.2rem;border-left:4px solid var(--alarm);background:var(--tint)}
-nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1.4rem 0 0;padding:.7rem 0;border-top:1px solid var(--grid);
-border-bottom:1px solid var(--grid);font-size:.9rem}
+.alarms{margin:1rem 0;padding:.7rem 1.2rem .7rem 2.2rem;border-left:4px solid var(--alarm);
+background:var(--tint)}
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1.4rem 0 0;padding:.7rem 0;font-size:.9rem;
+border-top:1px solid var(--grid);border-bottom:1px solid var(--grid)}
 a{color:var(--policy)}
 nav a{text-decoration:none}
 nav a:hover,nav a:focus{text-decoration:underline}
@@ -47,7 +48,8 @@ figcaption,.note{margin:.4rem 0 0;color:var(--muted);font-size:.85rem;max-width:
 .missing{color:var(--muted);font-style:italic}
 details{margin:.5rem 0}
 summary{cursor:pointer}
-pre{overflow-x:auto;padding:.8rem 1rem;background:var(--tint);font:13px/1.45 ui-monospace,Menlo,Consolas,monospace}
+pre{overflow-x:auto;padding:.8rem 1rem;background:var(--tint);
+font:13px/1.45 ui-monospace,Menlo,Consolas,monospace}
 @page{margin:14mm}
 @media print{main{max-width:none;padding:0}nav{display:none}figure,table,.headline{break-inside:avoid}
 h2{break-after:avoid}.plot svg{min-width:0}.scroll,.plot{overflow:visible}body{font-size:11pt}}
@@ -59,6 +61,7 @@ def stylesheet() -> str:
     """CSS with the palette as variables; print is always light."""
     font = "--font:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;"
     light, dark = (
-        "".join(f"--{name}:{pair[place]};" for name, pair in {**PALETTE, "tint": _TINT}.items()) for place in (0, 1)
+        "".join(f"--{name}:{pair[place]};" for name, pair in {**PALETTE, "tint": _TINT}.items())
+        for place in (0, 1)
     )
     return f":root{{{font}{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{_RULES}"

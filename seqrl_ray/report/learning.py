@@ -1,4 +1,4 @@
-"""Figures of learning and of judging: the learning curve, and the episodes of the final evaluation seed by seed.
+"""Figures of learning and of judging: the learning curve, and the final evaluation seed by seed.
 
 Dims: E episodes, M seeds.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GROUP_EPISODES = 10
 """Training episodes behind one point of the curve, at least."""
 MAX_POINTS = 80
+HEIGHT_IN = 3.8
 
 
 def learning_curve(run: RunFolder) -> Drawing | None:
@@ -32,35 +33,50 @@ def learning_curve(run: RunFolder) -> Drawing | None:
     baselines = [(name, mean) for name in run.baselines if (mean := run.mean(name)) is not None]
     shown = [v for _, low, high in points for v in (low, high)] + [mean for _, mean in baselines]
     with look():
-        figure, (axes,) = canvas(3.8)
+        figure, (axes,) = canvas(HEIGHT_IN)
         if steps.size:
             shown += _curve(axes, steps, values)
         if points:
             place, low, high = np.array(points).T
             middle = np.array([p[1] for p in _means(run)])
             axes.vlines(place, low, high, color=colour("ink"), linewidth=1.0)
-            axes.plot(place, middle, "o", color=colour("ink"), markersize=4, label="evaluation: mean and range")
+            axes.plot(
+                place, middle, "o", color=colour("ink"), markersize=4, label="evaluation: mean and range"
+            )
         for name, mean in baselines:
             axes.axhline(mean, color=colour(name), linewidth=1.1, linestyle=(0, (5, 2)))
         final = run.mean(POLICY)
         end = float(max([*steps, *(p[0] for p in points)]))
         if final is not None:
             shown.append(final)
-            axes.plot(end, final, "D", color=colour(POLICY), markersize=6, clip_on=False, label="final policy", zorder=5)
-        _limits(axes, np.array(shown))
+            axes.plot(
+                end,
+                final,
+                "D",
+                color=colour(POLICY),
+                markersize=6,
+                clip_on=False,
+                label="final policy",
+                zorder=5,
+            )
+        _limits(axes, np.array(shown), log=metric.better < 0 and wants_log(np.array(shown)))
         axes.set_xlim(0, end * 1.01)
-        label_lines(axes, [(f"{name} {number(mean)}", mean, colour(name)) for name, mean in baselines])
+        label_lines(
+            axes,
+            [(f"{name} {number(mean)}", mean, colour(name)) for name, mean in baselines],
+            height_in=HEIGHT_IN,
+        )
         axes.set_xlabel("environment steps")
         axes.set_ylabel(metric.title)
-        axes.xaxis.set_major_formatter(_count)
+        axes.xaxis.set_major_formatter(lambda value, _: _count(value))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
         alt = f"{metric.label} over {number(end)} environment steps, {steps.size} training episodes."
         if final is not None:
             alt += f" Final policy {with_unit(final, metric)}."
         caption = (
-            "Training episodes explore, so their curve may lie off the evaluations, which are greedy on held-out "
-            f"seeds. The curve joins medians of at least {GROUP_EPISODES} consecutive episodes; the band holds their "
-            "middle half. Dashed: baselines (means of the final evaluation)."
+            "Training episodes explore, so their curve may lie off the evaluations, which are greedy on "
+            f"held-out seeds. The curve joins medians of at least {GROUP_EPISODES} consecutive episodes; the "
+            "band holds their middle half. Dashed: baselines (means of the final evaluation)."
         )
         return Drawing(svg(figure, "learning", alt), alt, caption)
 
@@ -72,7 +88,9 @@ def seed_by_seed(run: RunFolder) -> Drawing | None:
     values = {name: rows for name, rows in values.items() if rows}
     if not values:
         return None
-    others = [name for name in values if name != POLICY and values[name].keys() & values.get(POLICY, {}).keys()]
+    others = [
+        name for name in values if name != POLICY and values[name].keys() & values.get(POLICY, {}).keys()
+    ]
     names = list(values)
     with look():
         figure, axes = canvas(
@@ -80,7 +98,7 @@ def seed_by_seed(run: RunFolder) -> Drawing | None:
         )
         left = axes[0]
         everything = np.concatenate([np.array(list(v.values())) for v in values.values()])
-        if wants_log(everything):
+        if metric.better < 0 and wants_log(everything):
             _log_axis(left, "x")
         for row, name in enumerate(names):
             _dots(left, row, np.array(list(values[name].values())), colour(name), median=True)
@@ -102,7 +120,9 @@ def seed_by_seed(run: RunFolder) -> Drawing | None:
             right.set_title("same seed; bar = 95 % interval of the mean")
         alt = _seed_alt(run, drawn)
         side = "left" if metric.better < 0 else "right"
-        caption = f"Each dot is one held-out seed. On the right, dots {side} of 0 are seeds on which the policy did better."
+        caption = "Each dot is one held-out seed."
+        if drawn:
+            caption += f" On the right, dots {side} of 0 are seeds on which the policy did better."
         if drawn != others:
             caption += " random is left out there: it would set the scale."
         return Drawing(svg(figure, "seeds", alt), alt, caption)
@@ -155,8 +175,8 @@ def _curve(axes: Axes, steps: FloatArray, values: FloatArray) -> list[float]:
     return [float(low.min()), float(high.max())]
 
 
-def _limits(axes: Axes, shown: FloatArray) -> None:
-    if wants_log(shown):
+def _limits(axes: Axes, shown: FloatArray, *, log: bool) -> None:
+    if log:
         _log_axis(axes, "y")
         axes.set_ylim(float(shown.min()) / 1.15, float(shown.max()) * 1.15)
         return
@@ -176,7 +196,7 @@ def _log_axis(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _count(value: float, _place: int | None = None) -> str:
+def _count(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -190,7 +210,10 @@ def _column(run: RunFolder, name: str) -> dict[int, float]:
 
 
 def _dots(axes: Axes, row: int, values: FloatArray, paint: str, *, median: bool) -> None:
-    jitter = (np.arange(values.size) * 0.618034 % 1.0 - 0.5) * 0.42  # golden-ratio steps: even, and always the same
+    jitter = (
+        np.arange(values.size) * 0.618034 + 0.5
+    ) % 1.0 - 0.5  # golden-ratio steps: even, always the same
+    jitter *= 0.42
     axes.plot(values, row + jitter, "o", color=paint, markersize=3.6, alpha=0.65, markeredgewidth=0)
     if median:
         axes.vlines(float(np.median(values)), row - 0.33, row + 0.33, color=paint, linewidth=2.4)

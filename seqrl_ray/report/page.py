@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from seqrl_ray.report import learning, system, traffic
+from seqrl_ray.report import learning, phases, system, traffic
 from seqrl_ray.report.css import stylesheet
 from seqrl_ray.report.run_folder import POLICY, RunFolder
 from seqrl_ray.report.style import Drawing
@@ -22,7 +22,8 @@ def render(run: RunFolder) -> str:
     sections = _sections(run)
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in sections)
     body = "".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>' for anchor, title, content in sections
+        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>'
+        for anchor, title, content in sections
     )
     status = escape(str(run.summary.get("status", "status unknown")))
     claims = "".join(f"<p>{escape(sentence)}</p>" for sentence in comparisons(run))
@@ -32,10 +33,11 @@ def render(run: RunFolder) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name} \u2013 seqrl-ray report</title><style>{stylesheet()}</style></head><body><main>"
-        f'<header><p class="kicker">seqrl-ray run report <span class="badge">{status}</span></p><h1>{name}</h1>'
-        f'{f"<p class=about>{about}</p>" if about else ""}'
+        f'<header><p class="kicker">seqrl-ray run report <span class="badge">{status}</span></p>'
+        f"<h1>{name}</h1>"
+        f"{f'<p class=about>{about}</p>' if about else ''}"
         f'<div class="headline"><p class="lead">{escape(headline(run))}</p>{claims}</div>'
-        f'{f"<ul class=alarms>{alarms}</ul>" if alarms else ""}</header>'
+        f"{f'<ul class=alarms>{alarms}</ul>' if alarms else ''}</header>"
         f'<nav aria-label="Sections">{links}</nav>{body}</main></body></html>\n'
     )
 
@@ -44,7 +46,11 @@ def _sections(run: RunFolder) -> list[Section]:
     sections = [
         ("run", "The run", _facts(run)),
         ("controllers", "Controllers", _controllers(run)),
-        ("learning", "Learning curve", _figure(learning.learning_curve(run), "metrics.jsonl holds no episodes.")),
+        (
+            "learning",
+            "Learning curve",
+            _figure(learning.learning_curve(run), "metrics.jsonl holds no episodes."),
+        ),
         ("seeds", "Seed by seed", _figure(learning.seed_by_seed(run), _missing(run, "evaluation/*.json"))),
     ]
     if run.details or run.recipe.get("env", {}).get("kind") == "traffic":
@@ -60,12 +66,12 @@ def _sections(run: RunFolder) -> list[Section]:
 def _traffic(run: RunFolder) -> list[Section]:
     lacking = _missing(run, "evaluation/<controller>-details.npz")
     series = [traffic.totals(run), *(traffic.per_signal(run, name) for name in traffic.SERIES)]
-    phases = [traffic.phases(run, excerpt=True), traffic.phases(run, excerpt=False)]
-    absent = [name for name in (POLICY, "fixed") if name not in run.details]
+    diagrams = [phases.phases(run, excerpt=True), phases.phases(run, excerpt=False)]
+    absent = [name for name in (POLICY, "fixed") if run.details and name not in run.details]
     note = f'<p class="missing">No episode of {" and of ".join(absent)} was recorded.</p>' if absent else ""
     return [
         ("signals", "Queue and delay per signal", note + _figures(series, lacking)),
-        ("phases", "Phases", note + _figures(phases, lacking)),
+        ("phases", "Phases", note + _figures(diagrams, lacking)),
         ("trips", "Delay of trips", _figure(traffic.trip_delay(run), lacking)),
     ]
 
@@ -83,12 +89,19 @@ def _figure(drawing: Drawing | None, lacking: str) -> str:
     if drawing is None:
         return f'<p class="missing">{escape(lacking)}</p>'
     title = f"<h3>{escape(drawing.title)}</h3>" if drawing.title else ""
-    return f'<figure>{title}<div class="plot">{drawing.svg}</div><figcaption>{escape(drawing.caption)}</figcaption></figure>'
+    caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
+    return f'<figure>{title}<div class="plot">{drawing.svg}</div>{caption}</figure>'
 
 
 def _facts(run: RunFolder) -> str:
-    tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(run))
-    return f'<dl class="facts">{tiles}</dl>' if tiles else '<p class="missing">recipe.toml and summary.json are missing.</p>'
+    tiles = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(run)
+    )
+    return (
+        f'<dl class="facts">{tiles}</dl>'
+        if tiles
+        else '<p class="missing">recipe.toml and summary.json are missing.</p>'
+    )
 
 
 def _controllers(run: RunFolder) -> str:
@@ -108,16 +121,18 @@ def _controllers(run: RunFolder) -> str:
         "95 % interval ": "difference_ci95",
         "policy is": "verdict",
     }
-    shown = {head: f for head, f in fields.items() if any(getattr(row, f) not in ("", "\u2013") for row in rows)}
+    shown = {
+        head: f for head, f in fields.items() if any(getattr(row, f) not in ("", "\u2013") for row in rows)
+    }
     metric = judged(run)
     order = "lower is better" if metric.better < 0 else "higher is better"
     body = "".join(_controller(row, list(shown.values())) for row in rows)
     table = (
         f'<div class="scroll"><table><caption>{escape(metric.title)}, {order}</caption>'
         f"<thead>{_head(['controller', *shown])}</thead><tbody>{body}</tbody></table></div>"
-        '<p class="note">Mean, median and 95th percentile are over seeds. \u201cPolicy is\u201d better or worse only where '
-        "the 95 % interval of the difference on the same seeds excludes 0; intervals are not adjusted for the number of "
-        "comparisons.</p>"
+        '<p class="note">Mean, median and 95th percentile are over seeds. \u201cPolicy is\u201d better '
+        "or worse only where the 95 % interval of the difference on the same seeds excludes 0; intervals are "
+        "not adjusted for the number of comparisons.</p>"
     )
     heads, others = other_metrics(run)
     if others:
@@ -132,10 +147,14 @@ def _controllers(run: RunFolder) -> str:
 def _controller(row: ControllerRow, fields: list[str]) -> str:
     kind = row.verdict if row.verdict in ("better", "worse") else ""
     cells = "".join(
-        f'<td class="{kind}">{escape(getattr(row, f))}</td>' if f == "verdict" else f"<td>{escape(getattr(row, f))}</td>"
+        f'<td class="{kind}">{escape(getattr(row, f))}</td>'
+        if f == "verdict"
+        else f"<td>{escape(getattr(row, f))}</td>"
         for f in fields
     )
-    swatch = f'<i class="swatch" style="background:var(--{escape(row.name.replace("_", "-"))},var(--muted))"></i>'
+    swatch = (
+        f'<i class="swatch" style="background:var(--{escape(row.name.replace("_", "-"))},var(--muted))"></i>'
+    )
     mark = ' class="policy"' if row.name == POLICY else ""
     return f'<tr{mark}><th scope="row">{swatch}{escape(row.name)}</th>{cells}</tr>'
 
@@ -145,13 +164,21 @@ def _head(heads: Sequence[str]) -> str:
 
 
 def _plain_row(cells: Sequence[str]) -> str:
-    return f'<tr><th scope="row">{escape(cells[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in cells[1:]) + "</tr>"
+    return (
+        f'<tr><th scope="row">{escape(cells[0])}</th>'
+        + "".join(f"<td>{escape(c)}</td>" for c in cells[1:])
+        + "</tr>"
+    )
 
 
 def _failures(run: RunFolder) -> str:
     rows = failure_rows(run)
     if not rows:
-        return "<p>Nothing died.</p>" if run.summary or run.reports else '<p class="missing">Nothing is recorded.</p>'
+        return (
+            "<p>Nothing died.</p>"
+            if run.summary or run.reports
+            else '<p class="missing">Nothing is recorded.</p>'
+        )
     body = "".join(_plain_row(row) for row in rows)
     heads = _head(FAILURE_HEADS)
     return f'<div class="scroll"><table><thead>{heads}</thead><tbody>{body}</tbody></table></div>'

@@ -1,8 +1,8 @@
 """Reads a run folder into one frozen object. Files may be missing; files that are there must be sound.
 
-A run that was killed can leave a half-written last line in `metrics.jsonl`: it is left out and named in `notes`.
+A killed run can leave a half-written last line in `metrics.jsonl`: it is left out and named in `notes`.
 
-Dims: T time, N signals, V trips.
+Dims: T samples in time, N signals, P phases, V trips, C changes of what a signal shows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,21 @@ POLICY = "policy"
 CONTROLLERS = (POLICY, "fixed", "actuated", "max_pressure", "occupancy", "greedy", "random")
 """The known names, in the order in which every table and plot shows them; others follow by alphabet."""
 
-DETAIL_COLUMNS = {"time_s": 1, "queue_vehicles": 2, "delay_rate": 2, "phase": 2, "signals": 1, "trip_delay_s": 1}
-"""Array name -> number of dimensions, in `evaluation/<name>-details.npz`."""
+DETAIL_COLUMNS = {
+    "time_s": 1,
+    "queue_vehicles": 2,
+    "delay_rate": 2,
+    "phase": 2,
+    "signals": 1,
+    "trip_delay_s": 1,
+    "phase_states": 2,
+    "change_time_s": 1,
+    "change_signal": 1,
+    "change_state": 1,
+}
+"""Name -> dimensions of the arrays in `evaluation/<name>-details.npz`; see `RunFolder.details`."""
+DETAIL_NAMES = {"queue": "queue_vehicles", "signal_names": "signals"}
+"""Names that the traffic environment gives -> names here."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,6 @@ class RunFolder:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     reports: tuple[Row, ...] = ()
-    """Rows of kind "report"; nested tables are flattened to "outer/inner" keys."""
     episodes: tuple[Row, ...] = ()
     evaluations: tuple[Row, ...] = ()
     failures: tuple[Row, ...] = ()
@@ -70,8 +82,10 @@ class RunFolder:
     by_seed: Mapping[str, Mapping[int, Row]] = field(default_factory=dict)
     """Controller -> seed -> metrics of that episode."""
     details: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    """Controller -> the arrays of one episode: time_s [T], queue_vehicles and delay_rate [T, N], phase [T, N],
-    signals [N], trip_delay_s [V]."""
+    """Controller -> the arrays of one episode: time_s [T], queue_vehicles and delay_rate [T, N], phase [T, N]
+    (index of the green, -1 in a transition), signals [N], trip_delay_s [V]; and, finer than the samples,
+    change_time_s, change_signal (index) and change_state [C], with the greens of each signal,
+    phase_states [N, P] ("" pads)."""
     notes: tuple[str, ...] = ()
     """What a reader must know about the files themselves."""
 
@@ -110,7 +124,9 @@ def read_run(path: Path) -> RunFolder:
         RunFolderError: no folder, none of a run's files in it, or a file that is not what its name says.
     """
     if not path.is_dir():
-        raise RunFolderError(f"run={path} is no folder: there is nothing to report. Give the folder of a run.")
+        raise RunFolderError(
+            f"run={path} is no folder: there is nothing to report. Give the folder of a run."
+        )
     found = [name for name in ("recipe.toml", "summary.json", "metrics.jsonl") if (path / name).is_file()]
     if not found:
         raise RunFolderError(
@@ -125,7 +141,7 @@ def read_run(path: Path) -> RunFolder:
         path=path,
         recipe=_toml(path / "recipe.toml"),
         summary=summary,
-        reports=tuple(_flat(row) for row in rows if row.get("kind") == "report"),
+        reports=tuple(row for row in rows if row.get("kind") == "report"),
         episodes=tuple(row for row in rows if row.get("kind") == "episode"),
         evaluations=tuple(row for row in rows if row.get("kind") == "evaluation"),
         failures=tuple(failures),
@@ -180,22 +196,14 @@ def _interval(value: Any) -> Interval | None:
     return None if low is None or high is None else (low, high)
 
 
-def _flat(row: Row, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _by_seed(folder: Path) -> dict[str, dict[int, Row]]:
     tables = {}
     for file in sorted(folder.glob("*.json")):
         content = _json(file)
         if "episodes" not in content:
-            raise RunFolderError(f"{file} lacks `episodes`: it is no evaluation. Delete it or evaluate again.")
+            raise RunFolderError(
+                f"{file} lacks `episodes`: it is no evaluation. Delete it or evaluate again."
+            )
         tables[str(content.get("name", file.stem))] = {int(row["seed"]): row for row in content["episodes"]}
     return _ordered(tables)
 
@@ -205,10 +213,12 @@ def _details(folder: Path) -> dict[str, dict[str, Array]]:
     for file in sorted(folder.glob("*-details.npz")):
         try:
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in DETAIL_COLUMNS if name in archive}
+                names = {DETAIL_NAMES.get(name, name): name for name in archive.files}
+                arrays = {name: archive[names[name]] for name in DETAIL_COLUMNS if name in names}
         except (ValueError, zipfile.BadZipFile, OSError) as error:
             raise RunFolderError(
-                f"{file} is unreadable ({error}): the episode cannot be drawn. Evaluate again, or delete the file."
+                f"{file} is unreadable ({error}): the episode cannot be drawn. "
+                "Evaluate again, or delete the file."
             ) from error
         for name, array in arrays.items():
             if array.ndim != DETAIL_COLUMNS[name]:
@@ -226,7 +236,9 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{file} is not valid JSON ({error}): no report. Restore or delete it.") from error
+        raise RunFolderError(
+            f"{file} is not valid JSON ({error}): no report. Restore or delete it."
+        ) from error
     if not isinstance(content, dict):
         raise RunFolderError(f"{file} holds no JSON object: no report. Restore or delete it.")
     return content
@@ -238,7 +250,9 @@ def _toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{file} is not valid TOML ({error}): no report. Restore or delete it.") from error
+        raise RunFolderError(
+            f"{file} is not valid TOML ({error}): no report. Restore or delete it."
+        ) from error
 
 
 def _rows(file: Path, notes: list[str]) -> list[Row]:
@@ -254,7 +268,10 @@ def _rows(file: Path, notes: list[str]) -> list[Row]:
         except json.JSONDecodeError as error:
             if place < len(lines):
                 raise RunFolderError(
-                    f"{file}:{place} is not valid JSON ({error.msg}): rows are lost. Repair or delete the line."
+                    f"{file}:{place} is not valid JSON ({error.msg}): rows are lost. "
+                    "Repair or delete the line."
                 ) from error
-            notes.append(f"The last line of {file.name} is half-written (the run was killed while writing it).")
+            notes.append(
+                f"The last line of {file.name} is half-written (the run was killed while writing it)."
+            )
     return rows

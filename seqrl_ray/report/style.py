@@ -1,6 +1,6 @@
 """The look of every figure: one palette for light and dark, one typography, and matplotlib -> inline SVG.
 
-A figure is drawn in the light colours; in the SVG each of them becomes a CSS variable, so that the page decides. Text
+A figure is drawn in the light colours; in the SVG each becomes a CSS variable, so that the page decides. Text
 stays text: it can be searched, selected and read aloud. Ids are made unique, since many SVGs share one page.
 """
 
@@ -41,7 +41,7 @@ PHASES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee
 TRANSITION = "#8b949e"
 
 WIDTH_IN = 10.0
-_RC: dict[str, Any] = {
+_RC: Any = {  # Any: matplotlib types its keys one by one
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -74,7 +74,7 @@ _RC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: the SVG, what it shows in words (for those who cannot see it), its caption and title."""
+    """A finished figure: the SVG, its content in words for those who cannot see it, its caption and title."""
 
     svg: str
     alt: str
@@ -127,7 +127,7 @@ def svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart: places as near as possible to those given, in their order, at least `gap` from each other.
+    """Move labels apart: as near as possible to the places given, in their order, at least `gap` between two.
 
     Least squares under order constraints: pool adjacent violators on `place - rank * gap`.
     """
@@ -147,20 +147,20 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def wants_log(values: FloatArray) -> bool:
-    """True where a linear axis would press most values flat: all above 0 and spread over more than a factor 12."""
+    """True where a linear axis would press most values flat: all above 0, largest over 12 x smallest."""
     return bool(values.size) and float(values.min()) > 0 and float(values.max()) > 12 * float(values.min())
 
 
-def label_lines(axes: Axes, labels: Sequence[tuple[str, float, str]]) -> None:
+def label_lines(axes: Axes, labels: Sequence[tuple[str, float, str]], *, height_in: float) -> None:
     """Name horizontal values at the right edge, moved apart where they would overlap.
 
     Args:
         axes: axes whose limits and scale are final.
         labels: (text, value on the y axis, colour).
+        height_in: of the figure.
     """
     low, high = axes.get_ylim()
     warp = np.log10 if axes.get_yscale() == "log" else np.asarray
-    height_in = float(axes.figure.get_size_inches()[1])
     spots = [float((warp(v) - warp(low)) / (warp(high) - warp(low))) for _, v, _ in labels]
     for (text, _, paint), spot, moved in zip(labels, spots, spread(spots, 0.19 / height_in), strict=True):
         axes.annotate(

@@ -1,4 +1,4 @@
-"""Figures of the machine room: rates, policy lag, pacing, waits, and what the learners report, over wall time.
+"""Figures of the machine room: rates, policy lag, pacing, waits, and what learners report, over wall time.
 
 Dims: R report rows.
 """
@@ -26,16 +26,26 @@ PANELS: Mapping[str, tuple[str, ...]] = {  # title -> keys of report rows, one l
     "samples per insert": ("samples_per_insert",),
     "policy lag (updates)": ("policy_lag_p50", "policy_lag_p95"),
 }
-LINES = [light for name, (light, _) in PALETTE.items() if name not in ("ink", "muted", "grid", "paper", "alarm")]
+WAITS = {"/pacing_insert_wait_s": "actors", "/pacing_sample_wait_s": "learner"}
+"""End of a per-policy key -> who waited."""
+LINES = [
+    light for name, (light, _) in PALETTE.items() if name not in ("ink", "muted", "grid", "paper", "alarm")
+]
+INTERNAL = ("pacing_", "replay_")
+"""Metrics of a policy that are the experience service's, not the learner's."""
 MAX_LEARNER_PANELS = 16
 
 
 def rates(run: RunFolder) -> Drawing | None:
     """Rates, samples per insert, policy lag, and who waited for whom; failures are marked."""
-    panels = {title: keys for title, keys in PANELS.items() if any(_series(run.reports, key)[0].size for key in keys)}
-    waits = _numeric_keys(run.reports, lambda key: key == "waits" or key.startswith("waits/"))
+    panels = {
+        title: keys
+        for title, keys in PANELS.items()
+        if any(_series(run.reports, key)[0].size for key in keys)
+    }
+    waits = _numeric_keys(run.reports, lambda key: key.endswith(tuple(WAITS)))
     if waits:
-        panels["waits"] = tuple(waits)
+        panels["waited in all (s)"] = tuple(waits)
     if not panels:
         return None
     texts = []
@@ -45,8 +55,7 @@ def rates(run: RunFolder) -> Drawing | None:
         for panel, (title, keys) in zip(axes, panels.items(), strict=False):
             for paint, key in zip(LINES, keys, strict=False):
                 at, values = _series(run.reports, key)
-                label = key.removeprefix("policy_lag_").removeprefix("waits/")
-                panel.plot(at / scale, values, color=paint, linewidth=1.2, label=label)
+                panel.plot(at / scale, values, color=paint, linewidth=1.2, label=_label(key))
                 if values.size:
                     texts.append(f"{key} {number(float(np.median(values)))}")
             panel.set_title(title)
@@ -64,7 +73,9 @@ def rates(run: RunFolder) -> Drawing | None:
 
 def learner_metrics(run: RunFolder) -> Drawing | None:
     """One panel per metric that a learner reported (loss, epsilon, ...), one line per policy id."""
-    keys = _numeric_keys(run.reports, lambda key: "/" in key and not key.startswith("waits/"))
+    keys = _numeric_keys(
+        run.reports, lambda key: "/" in key and not key.partition("/")[2].startswith(INTERNAL)
+    )
     metrics: dict[str, list[tuple[str, str]]] = {}
     for key in keys:
         policy, _, metric = key.partition("/")
@@ -93,6 +104,14 @@ def learner_metrics(run: RunFolder) -> Drawing | None:
         return Drawing(svg(figure, "learner", alt), alt, caption, "Learner")
 
 
+def _label(key: str) -> str:
+    """What a line is called in its panel's legend."""
+    policy = key.partition("/")[0]
+    return next(
+        (f"{who}, {policy}" for end, who in WAITS.items() if key.endswith(end)), key.rpartition("_")[2]
+    )
+
+
 def _grid(count: int, row_in: float) -> tuple[Figure, list[Axes]]:
     columns = min(4, count) if count != 5 else 3
     rows = -(-count // columns)
@@ -112,7 +131,8 @@ def _series(rows: Sequence[Row], key: str) -> tuple[FloatArray, FloatArray]:
     pairs = [
         (at, value)
         for row in rows
-        if (at := number_or_none(row.get("at_s"))) is not None and (value := number_or_none(row.get(key))) is not None
+        if (at := number_or_none(row.get("at_s"))) is not None
+        and (value := number_or_none(row.get(key))) is not None
     ]
     table = np.array(pairs, np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]

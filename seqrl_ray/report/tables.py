@@ -39,7 +39,10 @@ def other_metrics(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     own = (run.metric, "gridlocked", "safety_violations", "steps")  # shown elsewhere, or the bare length
     metrics = list(dict.fromkeys(m for name in names for m in run.stats[name] if m not in own))
     rows = [
-        [metric_of(metric).title, *(number(s.mean) if (s := run.stats[n].get(metric)) else "\u2013" for n in names)]
+        [
+            metric_of(metric).title,
+            *(number(s.mean) if (s := run.stats[n].get(metric)) else "\u2013" for n in names),
+        ]
         for metric in metrics
     ]
     return ["mean of", *names], rows

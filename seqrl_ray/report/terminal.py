@@ -14,7 +14,14 @@ from seqrl_ray.report.wording import comparisons, facts, headline, judged, warni
 
 _PAINT = {"better": "green", "worse": "red"}
 _SHORT = {"no difference shown": "unclear", "no interval": "unclear", "not compared": ""}
-_FACTS = ("environment steps", "updates", "wall time", "environment steps per s", "updates per s", "samples per insert")
+_FACTS = (
+    "environment steps",
+    "updates",
+    "wall time",
+    "environment steps per s",
+    "updates per s",
+    "samples per insert",
+)
 
 
 def outcome(run: RunFolder) -> RenderableType:
@@ -34,7 +41,13 @@ def outcome(run: RunFolder) -> RenderableType:
 
 
 def _controllers(run: RunFolder) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=judged(run).title, title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=judged(run).title,
+        title_justify="left",
+    )
     table.add_column("controller", no_wrap=True)
     rows = controller_rows(run)
     flags = {  # head -> field; a column of unknowns is left out
@@ -47,11 +60,16 @@ def _controllers(run: RunFolder) -> RenderableType:
         "policy -\nthis, 95 %": "difference_ci95",
         "policy\nis": "verdict",
     }
-    shown = {head: f for head, f in flags.items() if any(getattr(row, f) not in ("", "\u2013") for row in rows)}
+    shown = {
+        head: f for head, f in flags.items() if any(getattr(row, f) not in ("", "\u2013") for row in rows)
+    }
     for head in shown:
         table.add_column(head, justify="left" if head == "policy\nis" else "right", no_wrap=True)
     for row in rows:
-        cells = [Text(_SHORT.get(text := getattr(row, f), text), style=_PAINT.get(text, "")) for f in shown.values()]
+        cells = [
+            Text(_SHORT.get(text := getattr(row, f), text), style=_PAINT.get(text, ""))
+            for f in shown.values()
+        ]
         table.add_row(Text(row.name), *cells, style="bold" if row.name == POLICY else "")
     return Padding(table, (1, 0, 0, 0))
 

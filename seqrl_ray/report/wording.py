@@ -1,4 +1,4 @@
-"""What a report says: names and units of metrics, numbers as text, and sentences that claim no more than was shown.
+"""What a report says: names and units of metrics, numbers as text, sentences that claim no more than was seen.
 
 A controller is called better or worse only where the 95 % interval of the paired difference excludes 0.
 """
@@ -62,7 +62,7 @@ def judged(run: RunFolder) -> Metric:
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """`value` with `digits` significant digits (all of its whole digits), thousands apart; an en dash for None."""
+    """`value` with `digits` significant digits, but all of its whole ones; an en dash for None."""
     if value is None or not math.isfinite(value):
         return "\u2013"
     if value == 0:
@@ -128,14 +128,16 @@ def best_rule(run: RunFolder) -> str | None:
 
 
 def ratio(run: RunFolder, controller: str, to: str) -> float | None:
-    """Mean of the judging metric of `controller` over that of `to`; None where either lacks or `to` is not above 0."""
+    """Mean of the judging metric of `controller` over that of `to`; None where that says nothing."""
+    if not run.lower_is_better:  # a ratio needs a true zero
+        return None
     above, below = run.mean(controller), run.mean(to)
     return above / below if above is not None and below is not None and below > 0 else None
 
 
 def total(stat: Stat | None) -> float | None:
     """The sum over episodes behind a mean (of flags: how many)."""
-    return stat.mean * stat.n if stat is not None and stat.mean is not None else None
+    return round(stat.mean * stat.n, 6) if stat is not None and stat.mean is not None else None
 
 
 def headline(run: RunFolder) -> str:
@@ -170,9 +172,15 @@ def comparisons(run: RunFolder) -> list[str]:
         value = with_unit(difference.mean, metric, sign=True)
         word = verdict(difference, metric)
         if difference.ci95 is None:
-            sentences.append(f"Against {name}, on {difference.n} common seed: {value}; one pair allows no claim.")
+            sentences.append(
+                f"Against {name}, on {difference.n} common seed: {value}; one pair allows no claim."
+            )
             continue
-        claim = f"{word}." if word != "no difference shown" else "the interval includes 0, no difference is shown."
+        claim = (
+            f"{word}."
+            if word != "no difference shown"
+            else "the interval includes 0, no difference is shown."
+        )
         interval = span(difference.ci95, sign=True)
         seeds = f"paired on {difference.n} seeds"
         sentences.append(f"Against {name}, {seeds}: {value} (95{NARROW}% interval {interval}): {claim}")
@@ -191,7 +199,9 @@ def warnings(run: RunFolder) -> list[str]:
         gridlocked, violations = (total(run.stats[name].get(m)) for m in ("gridlocked", "safety_violations"))
         if gridlocked and name != "random":
             count = run.stats[name]["gridlocked"].n
-            found.append(f"{name}: {number(gridlocked)} of {count} episodes gridlocked: compare medians, not means.")
+            found.append(
+                f"{name}: {number(gridlocked)} of {count} episodes gridlocked: compare medians, not means."
+            )
         if violations and name == POLICY:
             found.append(f"{name}: {number(violations)} safety violations; it must not drive a real signal.")
     return found
@@ -201,7 +211,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     """Name and value of what identifies and measures the run; what is unknown is left out."""
     summary, recipe = run.summary, run.recipe
     env, algorithm = recipe.get("env", {}), recipe.get("algorithm", {})
-    place = next((str(env[k]) for k in ("id", "game", "scenario", "map", "net") if env.get(k)), None)
+    place = next((str(env[k]) for k in ("map", "net", "game", "id") if env.get(k)), None)
     versions = summary.get("versions") or {}
     lag = summary.get("policy_lag") or {}
     lag_text = f"{number(lag.get('p50'))} / {number(lag.get('p95'))} updates" if lag else None
@@ -212,7 +222,10 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         ("algorithm", algorithm.get("name")),
         ("seed", recipe.get("seed")),
         ("status", summary.get("status")),
-        ("version", " ".join(str(versions[k]) for k in ("seqrl_ray", "seqrl-ray", "commit") if k in versions)),
+        (
+            "version",
+            " ".join(str(versions[k]) for k in ("seqrl_ray", "seqrl-ray", "commit") if k in versions),
+        ),
         ("wall time", _known(summary, "wall_s", duration)),
         ("environment steps", _known(summary, "env_steps", whole)),
         ("agent steps", _known(summary, "agent_steps", whole)),
@@ -238,7 +251,7 @@ def _known(table: Mapping[str, Any], name: str, text: Any) -> str | None:
 
 
 def _ratios(run: RunFolder) -> str:
-    """' = 0.38 x fixed, 0.78 x the best rule (max_pressure)', as far as known; only where lower is better: then 0 is the ideal."""
+    """' = 0.38 x fixed, ...', as far as known; only where lower is better, since 0 is the ideal there."""
     if not run.lower_is_better:
         return f" (random {number(random)})" if (random := run.mean("random")) is not None else ""
     best, fixed = best_rule(run), ratio(run, POLICY, "fixed")

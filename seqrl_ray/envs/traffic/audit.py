@@ -1,12 +1,13 @@
 """Safety violations, judged from SUMO's own record of what every signal showed, second by second.
 
-Independent of the safety layer: it reads the states that SUMO logged, and none of the layer's state. For the net's own programmes
-(`fixed`, `actuated`) only "green ends in yellow" and "yellow ends in red" apply: their seconds are theirs to choose.
+Independent of the safety layer: it reads the states that SUMO logged, and none of the layer's state. For the
+net's own programmes (`fixed`, `actuated`) only "green ends in yellow" applies: their seconds are theirs to
+choose, and public nets return from yellow to green where only a conflicting stream ended.
 
-Rules, per link: green (G, g) ends in yellow, not in red; yellow lasts yellow_s and ends in red; a green lasts min_green_s;
-no link of the signal turns green within all_red_s of the end of another's yellow. Per signal: a state that shows green and no
-yellow does not stand longer than max_green_s (plus one change time: between two greens of which one contains the other no
-link turns yellow).
+Rules, per link: green (G, g) ends in yellow, not in red; yellow lasts yellow_s and ends in red; a green lasts
+min_green_s; no link of the signal turns green within all_red_s of the end of another's yellow. Per signal: a
+state that shows green and no yellow does not stand longer than max_green_s (plus one change time: between two
+greens of which one contains the other no link turns yellow).
 """
 
 from __future__ import annotations
@@ -77,38 +78,50 @@ def violations(shown: list[Shown], settings: TrafficSettings, *, programme: bool
             seen[row.signal] = _Seen(row.state, row.time_s, [row.time_s] * size, [row.time_s] * size)
         elif row.state != signal.state:
             found.extend(
-                Violation(row.time_s, row.signal, link, rule) for link, rule in _change(signal, row, settings, programme)
+                Violation(row.time_s, row.signal, link, rule)
+                for link, rule in _change(signal, row, settings, programme)
             )
             signal.state, signal.since_s = row.state, row.time_s
     return found
 
 
 def _change(seen: _Seen, row: Shown, settings: TrafficSettings, programme: bool) -> Iterator[tuple[int, str]]:
+    """Yield (link, rule) of every rule that the change to `row` breaks, and note the change in `seen`."""
     now = row.time_s
-    if not programme and settings.max_green_s is not None and "y" not in seen.state and GREEN & set(seen.state):
-        longest = settings.max_green_s + settings.yellow_s + settings.all_red_s
-        if now - seen.since_s > longest:
-            yield -1, "max_green"
+    if not programme and _stood_too_long(seen, now, settings):
+        yield -1, "max_green"
     changes = _differences(seen.state, row.state)
     if any(before == "yellow" for _, before, _ in changes):
         seen.cleared_s = now
     for link, before, after in changes:
-        if before == "green":
-            if after == "red":
-                yield link, "no_yellow"
-            if not programme and now - seen.green_s[link] < settings.min_green_s:
-                yield link, "min_green"
-        elif before == "yellow":
-            if after == "green":
-                yield link, "yellow_to_green"
-            if not programme and now - seen.yellow_s[link] < settings.yellow_s:
-                yield link, "short_yellow"
+        if before == "green" and after == "red":
+            yield link, "no_yellow"
+        if not programme:
+            for rule in _broken(seen, now, link, before, after, settings):
+                yield link, rule
         if after == "green":
             seen.green_s[link] = now
-            if not programme and now - seen.cleared_s < settings.all_red_s:
-                yield link, "all_red"
         elif after == "yellow":
             seen.yellow_s[link] = now
+
+
+def _stood_too_long(seen: _Seen, now: float, settings: TrafficSettings) -> bool:
+    if settings.max_green_s is None or "y" in seen.state or not GREEN & set(seen.state):
+        return False
+    return now - seen.since_s > settings.max_green_s + settings.yellow_s + settings.all_red_s
+
+
+def _broken(
+    seen: _Seen, now: float, link: int, before: str, after: str, settings: TrafficSettings
+) -> Iterator[str]:
+    if before == "green" and now - seen.green_s[link] < settings.min_green_s:
+        yield "min_green"
+    if before == "yellow" and after == "green":
+        yield "yellow_to_green"
+    if before == "yellow" and now - seen.yellow_s[link] < settings.yellow_s:
+        yield "short_yellow"
+    if after == "green" and now - seen.cleared_s < settings.all_red_s:
+        yield "all_red"
 
 
 @lru_cache(maxsize=65536)

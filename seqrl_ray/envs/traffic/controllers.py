@@ -1,15 +1,18 @@
 """Rules in the box, compared with a policy by the same evaluator on the same seeds.
 
-`fixed` is the net's own programme, `actuated` the same programme with SUMO's gap-based actuation: SUMO runs both, actions are
-ignored. The others choose a green at every decision, through the same safety layer as a policy:
+`fixed` is the net's own programme, `actuated` the same programme with SUMO's gap-based actuation: SUMO runs
+both, actions are ignored. The others choose a green at every decision, through the same safety layer as a
+policy:
 max_pressure (Varaiya 2013): sum over the phase's movements of halting vehicles before minus after;
-occupancy: all vehicles on the lanes the phase serves; greedy: halting vehicles on those lanes; random: uniform over legal greens.
-The first three have a starvation guard: a lane with a vehicle that saw no green for `max_red_s` is served next, longest first.
+occupancy: all vehicles on the lanes the phase serves; greedy: halting vehicles on those lanes; random:
+uniform over legal greens. The first three have a starvation guard: a lane with a vehicle that saw no green
+for `max_red_s` is served next, longest first.
 Ties keep the current green, else take the first in programme order.
 
-Actuated: a generated `<tlLogic type="actuated">` per signal under a programme id of its own, which SUMO runs because it was loaded
-last; phases, yellows and offsets are the net's, greens vary between min and max. Nothing of the net's programme is edited in
-place, because a phase list replaced under kept switching conditions makes SUMO stop ("Invalid empty condition").
+Actuated: a generated `<tlLogic type="actuated">` per signal under a programme id of its own, which SUMO runs
+because it was loaded last; phases, yellows and offsets are the net's, greens vary between min and max.
+Nothing of the net's programme is edited in place, because a phase list replaced under kept switching
+conditions makes SUMO stop ("Invalid empty condition").
 
 Dims: N signals, A actions, P greens of one signal.
 """
@@ -37,7 +40,9 @@ ACTUATED_MAX_GREEN_S = 50.0
 class RuleController:
     """One rule for all signals."""
 
-    def __init__(self, name: str, network: Network, sensors: Sensors, safety: SafetyLayer, settings: TrafficSettings) -> None:
+    def __init__(
+        self, name: str, network: Network, sensors: Sensors, safety: SafetyLayer, settings: TrafficSettings
+    ) -> None:
         self._name, self._sensors, self._safety, self._settings = name, sensors, safety, settings
         self._rng = np.random.default_rng(0)
         self._phases = tuple(_phases(network.signals))
@@ -64,7 +69,9 @@ class RuleController:
         self._red_s[:] = 0.0
 
     def watch(self, seconds: int) -> None:
-        """Count how long each lane has waited without green while a vehicle stood on it; once per decision."""
+        """Count how long each lane has waited without green while a vehicle stood on it; once per
+        decision.
+        """
         green = self._serves[self._first + self._safety.phase].sum(axis=0) > 0  # [A]
         waiting = self._sensors.read("halting") > 0
         self._red_s = np.where(green | ~waiting, 0.0, self._red_s + seconds)
@@ -104,7 +111,8 @@ def _actuated(signal: Signal, shortest_s: float, longest_s: float) -> str:
     for duration_s, state in signal.program:
         span = f' minDur="{shortest_s}" maxDur="{max(longest_s, shortest_s)}"' if state in greens else ""
         rows.append(f'<phase duration="{duration_s}" state="{state}"{span}/>')
-    return f'<tlLogic id={quoteattr(signal.id)} type="actuated" programID="seqrl-actuated" offset="0">{"".join(rows)}</tlLogic>'
+    head = f'<tlLogic id={quoteattr(signal.id)} type="actuated" programID="seqrl-actuated" offset="0">'
+    return f"{head}{''.join(rows)}</tlLogic>"
 
 
 def _phases(signals: tuple[Signal, ...]) -> Iterator[tuple[Signal, int]]:

@@ -1,9 +1,10 @@
 """The traffic environment's door: all signals of a district as one `VectorEnv` of one copy.
 
-One step is one decision of every signal, at the same simulated second. An episode is the recipe's window; its end is a truncation. Autoreset is
-same-step: the observation returned with an end is already the next episode's first.
-Built from: `net` (what is there), `simulation` (SUMO), `sensors` (what is read), `observation`, `rewards`, `safety` (what is shown), `audit`
-(what was shown), `metrics` (scores), `controllers` (rules in the box).
+One step is one decision of every signal, at the same simulated second. An episode is the recipe's window; its
+end is a truncation. Autoreset is same-step: the observation returned with an end is already the next
+episode's first. Built from: `net` (what is there), `simulation` (SUMO), `sensors` (what is read),
+`observation`, `rewards`, `safety` (what is shown), `audit` (what was shown), `metrics` (scores),
+`controllers` (rules in the box).
 
 Dims: N signals, S signals of one policy group, D features, A actions, T decisions.
 """
@@ -77,7 +78,8 @@ class TrafficEnv:
         """
         if controller is not None and controller not in CONTROLLERS:
             raise EnvError(
-                f"controller={controller!r} is not in the box: nothing would act.{did_you_mean(controller, CONTROLLERS)} "
+                f"controller={controller!r} is not in the box: nothing would "
+                f"act.{did_you_mean(controller, CONTROLLERS)} "
                 f"Known: {', '.join(CONTROLLERS)}."
             )
         self._settings, self._seeds = settings, seeds
@@ -101,12 +103,16 @@ class TrafficEnv:
         self._sensors = Sensors(self._simulation, network, settings.sensing_m)
         self._safety = SafetyLayer(network.signals, settings)
         self._rewards = Rewards(settings, network, self._sensors, self._simulation)
-        self._rule = RuleController(self._controller or "random", network, self._sensors, self._safety, settings)
+        self._rule = RuleController(
+            self._controller or "random", network, self._sensors, self._safety, settings
+        )
         self._recorder = Recorder(network.signals, emissions=settings.emissions, details=self._details)
         self._view = DistrictView(network, self._simulation, self._sensors, self._safety, settings)
-        self._reward_plugin = None if settings.reward_function is None else load("reward_function", settings.reward_function)
+        self._reward_plugin = (
+            None if settings.reward_function is None else load("reward_function", settings.reward_function)
+        )
         self._index = -1
-        self._start()  # reads need a running simulation: it sizes the observation, and checks that SUMO accepts the district
+        self._start(seed=0)  # SUMO accepts the district, and the sensors can be read to size the observation
         self._plugin: ObservationPlugin | None = None
         if settings.observation_function is not None:
             self._plugin = ObservationPlugin(settings.observation_function, self._view)
@@ -116,17 +122,25 @@ class TrafficEnv:
             sizes = [len(places) for places in self._observer.places]
         low = -np.inf if self._plugin else 0.0
         agents = [
-            AgentInfo(name, ArraySpec((size,), "float32", low), ActionSpec("discrete", n=len(signal.greens)), masked=True)
+            AgentInfo(
+                name,
+                ArraySpec((size,), "float32", low),
+                ActionSpec("discrete", n=len(signal.greens)),
+                masked=True,
+            )
             for name, size, signal in zip(names, sizes, network.signals, strict=True)
         ]
         self._groups = assign(agents, policies, self.num_envs)
         place = {name: n for n, name in enumerate(names)}
         self._members = {
-            policy: np.array([place[agent] for agent in agents_of(group)]) for policy, group in self._groups.items()
+            policy: np.array([place[agent] for agent in agents_of(group)])
+            for policy, group in self._groups.items()
         }
         self._blank = {policy: blank_rows(group) for policy, group in self._groups.items()}
         self._own = {policy: own_actions(group) for policy, group in self._groups.items()}
-        self._widest = {policy: max(slot.obs_size for slot in group.slots) for policy, group in self._groups.items()}
+        self._widest = {
+            policy: max(slot.obs_size for slot in group.slots) for policy, group in self._groups.items()
+        }
         if self._plugin is None:
             self._places = {
                 policy: self._observer.group_places(self._members[policy].tolist(), self._widest[policy])
@@ -171,14 +185,21 @@ class TrafficEnv:
         return VectorStep(groups, (episode,), env_steps=1)
 
     def controller_actions(self) -> dict[str, IntArray]:
-        """Return what the built-in controller would do now: policy id -> [S] int64 (zeros where SUMO runs the signals).
+        """Return what the built-in controller would do now: policy id -> [S] int64 (zeros where SUMO runs the
+        signals).
 
         Raises: EnvError: the environment was made without a controller.
         """
         if self._controller is None:
-            raise EnvError("controller=None was given: no rule to ask. Make the environment with controller=<name>.")
+            raise EnvError(
+                "controller=None was given: no rule to ask. Make the environment with controller=<name>."
+            )
         chosen = np.zeros(len(self.network.signals), np.int64) if self._programme else self._rule.choose()
         return {policy: chosen[members] for policy, members in self._members.items()}
+
+    def vehicle_count(self) -> int:
+        """Vehicles in the net now."""
+        return int(self._simulation.api.vehicle.getIDCount())
 
     def open_episodes(self) -> tuple[OpenEpisode, ...]:
         """The running episode as seed and joint actions: SUMO rebuilds it exactly from these."""
@@ -192,13 +213,19 @@ class TrafficEnv:
         Raises: EnvError: there is not exactly one, or it is longer than the window.
         """
         if len(episodes) != 1:
-            raise EnvError(f"{len(episodes)} open episodes were given to a traffic environment, which has 1: cannot resume.")
+            raise EnvError(
+                f"{len(episodes)} open episodes were given to a traffic environment, which has 1: cannot "
+                "resume."
+            )
         episode = episodes[0]
         self._begin(episode.index, episode.seed)
         steps = len(next(iter(episode.actions.values())))
         window = (self._settings.end_s - self._settings.begin_s) // self._settings.decision_s
         if steps >= window:
-            raise EnvError(f"an open episode of {steps} decisions does not fit a window of {window}: the recipe changed. Cut it.")
+            raise EnvError(
+                f"an open episode of {steps} decisions does not fit a window of {window}: the recipe "
+                "changed. Cut it."
+            )
         groups = {policy: self._first_step(policy, self._observe()) for policy in self._groups}
         step = VectorStep(groups)
         for t in range(steps):
@@ -209,7 +236,7 @@ class TrafficEnv:
         """End SUMO and free the process for another traffic environment. May be called twice."""
         self._simulation.close()
 
-    # ------------------------------------------------------------------------------------------------ one episode
+    # ------------------------------------------------------------------------------------ one episode
 
     def _begin(self, index: int, seed: int | None = None) -> None:
         self._index = index
@@ -298,7 +325,7 @@ class TrafficEnv:
         details = self._recorder.details(trips, shown)
         return EpisodeEnd(0, self._seed, len(self._history), metrics, details)
 
-    # --------------------------------------------------------------------------------------- signals <-> groups
+    # ----------------------------------------------------------------------------- signals <-> groups
 
     def _joint(self, actions: Mapping[str, Array]) -> IntArray:
         wish = np.empty(len(self.network.signals), np.int64)
@@ -306,7 +333,8 @@ class TrafficEnv:
             given = np.asarray(actions[policy])
             if given.shape != members.shape or not np.issubdtype(given.dtype, np.integer):
                 raise EnvError(
-                    f"actions[{policy!r}] is {given.dtype}{list(given.shape)}, not int[{len(members)}]: signals would be left "
+                    f"actions[{policy!r}] is {given.dtype}{list(given.shape)}, not int[{len(members)}]: "
+                    "signals would be left "
                     "without a decision. Give one green index per slot."
                 )
             wish[members] = given
@@ -346,7 +374,15 @@ class TrafficEnv:
         )
 
     def _step(
-        self, policy: str, obs: Array, reward: FloatArray, *, truncated: Any, valid: Any, is_first: Any, final_obs: Any = None
+        self,
+        policy: str,
+        obs: Array,
+        reward: FloatArray,
+        *,
+        truncated: Any,
+        valid: Any,
+        is_first: Any,
+        final_obs: Any = None,
     ) -> Step:
         members, group = self._members[policy], self._groups[policy]
         size = len(members)
@@ -361,6 +397,8 @@ class TrafficEnv:
             is_first=is_first,
             episode_id=np.full(size, self._index, np.int64),
             final_slots=np.arange(size if final_obs is not None else 0),
-            final_obs=final_obs if final_obs is not None else np.zeros((0, *group.obs.shape), group.obs.dtype),
+            final_obs=final_obs
+            if final_obs is not None
+            else np.zeros((0, *group.obs.shape), group.obs.dtype),
             legal=legal,
         )

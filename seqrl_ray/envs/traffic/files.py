@@ -23,13 +23,17 @@ def district_files(settings: TrafficSettings, folder: Path | None) -> tuple[Path
     """
     if settings.map is not None:
         home = _packaged_nets() / "RESCO" / settings.map
-        suffix = "_1" if settings.map in ("grid4x4", "arterial4x4") else ""  # one demand file of RESCO's many is packaged
+        suffix = (
+            "_1" if settings.map in ("grid4x4", "arterial4x4") else ""
+        )  # one demand file of RESCO's many is packaged
         return home / f"{settings.map}.net.xml", home / f"{settings.map}{suffix}.rou.xml"
     return _find("net", str(settings.net), folder), _find("route", str(settings.route), folder)
 
 
 def ensure_sumo_home() -> None:
-    """Set SUMO_HOME to the eclipse-sumo wheel where the user set nothing (emission tables and sumo-rl need it)."""
+    """Set SUMO_HOME to the eclipse-sumo wheel where the user set nothing (emission tables and sumo-rl need
+    it).
+    """
     if "SUMO_HOME" not in os.environ:
         os.environ["SUMO_HOME"] = str(_package_folder("sumo", "eclipse-sumo"))
 
@@ -41,7 +45,8 @@ def _find(name: str, given: str, folder: Path | None) -> Path:
         if place.is_file():
             return place.resolve()
     raise EnvError(
-        f"env.{name}={given!r} is not a file at {' or '.join(map(str, places))}: the district cannot be loaded. "
+        f"env.{name}={given!r} is not a file at {' or '.join(map(str, places))}: the district cannot be "
+        "loaded. "
         f"Give an absolute path, or one relative to the recipe's folder."
     )
 

@@ -1,8 +1,8 @@
 """What is odd about a net's signals, in words: a user sees it before training, nothing is edited.
 
-Source: the faults found in public nets (all-red phases, removed greens, missing yellows, programmes that show two crossing streams full green).
-Foes are read from the junction's right-of-way table (`<request foes=...>`); merging streams are foes too, and only pairs
-that a phase both shows `G` (right of way) are reported.
+Source: the faults found in public nets (all-red phases, removed greens, missing yellows, programmes that show
+two crossing streams full green). Foes are read from the junction's right-of-way table (`<request foes=...>`);
+merging streams are foes too, and only pairs that a phase both shows `G` (right of way) are reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def lint(network: Network, settings: TrafficSettings) -> tuple[str, ...]:
         found.extend(f"signal {signal.id}: {text}" for text in _signal(signal, network, settings))
     for signal in network.uncontrolled:
         found.append(
-            f"signal {signal.id}: {len(signal.greens)} green phase(s) to choose among, so it is no agent and keeps its own programme."
+            f"signal {signal.id}: {len(signal.greens)} green phase(s) to choose among, so it is no agent "
+            "and keeps its own programme."
         )
     return tuple(found)
 
@@ -31,7 +32,10 @@ def _signal(signal: Signal, network: Network, settings: TrafficSettings) -> Iter
     never = [link for link in links if not any(state[link] in "Ggs" for state in signal.greens)]
     if never:
         lanes = sorted({m.from_lane for m in signal.movements if m.link in never})
-        yield f"links {_listed(never)} are green in no phase a policy can choose: traffic from {', '.join(lanes)} is never released."
+        yield (
+            f"links {_listed(never)} are green in no phase a policy can choose: traffic from "
+            f"{', '.join(lanes)} is never released by them."
+        )
     for phase, state in enumerate(signal.greens):
         pairs = _conflicts(signal, network, state)
         if pairs:
@@ -40,12 +44,15 @@ def _signal(signal: Signal, network: Network, settings: TrafficSettings) -> Iter
             yield f"green {phase} releases no lane."
     repeats = len(signal.greens) - len(set(signal.greens))
     if repeats:
-        yield f"{repeats} of its greens repeat another: choosing between them costs a change and releases nothing new."
+        yield f"{repeats} of its greens repeat another: changing between them only costs the change."
     pairs_without = sum(
         "y" not in yellow_state(a, b) for a in set(signal.greens) for b in set(signal.greens) if a != b
     )
     if pairs_without:
-        yield f"{pairs_without} of its changes need no yellow (one green contains the other); they still take the yellow's time."
+        yield (
+            f"{pairs_without} of its changes need no yellow (one green contains the other); "
+            "they still take the yellow's time."
+        )
     short = sorted({s for s, state in signal.program if "y" in state and s < settings.yellow_s})
     if short:
         yield f"its own programme has a yellow of {short[0]:g} s, below yellow_s={settings.yellow_s}."
@@ -71,4 +78,3 @@ def _conflicts(signal: Signal, network: Network, state: str) -> list[str]:
 def _listed(items: list[str] | list[int]) -> str:
     shown = ", ".join(map(str, items[:8]))
     return shown if len(items) <= 8 else f"{shown}, ... ({len(items)} in all)"
-

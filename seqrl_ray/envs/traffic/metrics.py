@@ -1,10 +1,11 @@
 """Scores of one episode, from SUMO's trip records and from what stood where at every decision.
 
-Source: delay as RESCO computes it (`utils/readXML.py`): the mean over all vehicles due by the end of time lost plus departure delay, unfinished
-trips with what they have so far, and (end - planned departure) for vehicles that never got in. Travel time, waiting and
-stops exclude vehicles that never got in, as RESCO's do: delay is the headline because gridlock can improve them.
-A gridlocked episode has a vehicle that stands for more than 240 s at its end: inside a signalised junction (`jam_controlled`) or
-only elsewhere (`jam_elsewhere`).
+Source: delay as RESCO computes it (`utils/readXML.py`): the mean over all vehicles due by the end of time
+lost plus departure delay, unfinished trips with what they have so far, and (end - planned departure) for
+vehicles that never got in. Travel time, waiting and stops exclude vehicles that never got in, as RESCO's do:
+delay is the headline because gridlock can improve them. A gridlocked episode has a vehicle that stands for
+more than 240 s at its end: inside a signalised junction (`jam_controlled`) or only elsewhere
+(`jam_elsewhere`).
 
 Dims: T decisions, N signals, V vehicles, C changes of a shown state.
 """
@@ -57,7 +58,10 @@ def read_trips(path: Path, end_s: int) -> Trips:
     """
     text = path.read_text(encoding="utf-8")
     if "</tripinfos>" not in text:
-        raise EnvError(f"SUMO's trip record of {len(text)} characters is incomplete: no scores. Check the free disk space.")
+        raise EnvError(
+            f"SUMO's trip record of {len(text)} characters is incomplete: no scores. Check the free disk "
+            "space."
+        )
     rows = []
     for attributes in _TRIP.findall(text):
         trip = dict(_FIELD.findall(attributes))
@@ -77,8 +81,14 @@ def read_trips(path: Path, end_s: int) -> Trips:
         )
     columns = np.array(rows, np.float64).reshape(-1, 6).T  # [6, V]
     emissions = [dict(_FIELD.findall(attributes)) for attributes in _EMISSION.findall(text)]
+    entered, arrived, delay_s, travel_s, waiting_s, stops = columns
     return Trips(
-        *columns,
+        entered,
+        arrived,
+        delay_s,
+        travel_s,
+        waiting_s,
+        stops,
         co2_kg=sum(float(e["CO2_abs"]) for e in emissions) / 1e6,
         fuel_kg=sum(float(e["fuel_abs"]) for e in emissions) / 1e6,
     )
@@ -97,7 +107,13 @@ class Recorder:
         self._queue: list[float] = []
         self._longest = 0.0
         self._return = np.zeros(len(self._signals))
-        self._series: dict[str, list[Any]] = {"time_s": [], "queue": [], "delay_rate": [], "phase": [], "reward": []}
+        self._series: dict[str, list[Any]] = {
+            "time_s": [],
+            "queue": [],
+            "delay_rate": [],
+            "phase": [],
+            "reward": [],
+        }
 
     def decision(self, reward: FloatArray, halting: FloatArray) -> None:
         """Add one decision: raw reward [N] and halting vehicles per approach lane [A]."""
@@ -111,7 +127,9 @@ class Recorder:
             self._series[name].append(value)
 
     def jams(self, simulation: Simulation) -> tuple[bool, bool]:
-        """Return whether a vehicle stands too long (inside a signalised junction, only elsewhere); before the simulation ends."""
+        """Return whether a vehicle stands too long (inside a signalised junction, only elsewhere); before the
+        simulation ends.
+        """
         vehicle = simulation.api.vehicle
         stuck = [v for v in vehicle.getIDList() if vehicle.getWaitingTime(v) > GRIDLOCK_S]
         inside = any(vehicle.getLaneID(v).startswith(self._inside) for v in stuck)
@@ -144,11 +162,12 @@ class Recorder:
         return metrics
 
     def details(self, trips: Trips, shown: list[Shown]) -> dict[str, Any]:
-        """Return what a report draws: per-trip delays, series over decisions, and every change of a shown state.
+        """Return what a report draws: per-trip delays, series over decisions, and every change of a shown
+        state.
 
-        Keys: signal_names [N], phase_states (per signal, its greens), time_s [T], queue [T, N] vehicles, delay_rate [T, N] vehicles
-        lost per second, phase [T, N] green index shown (-1: none of them), reward [T, N] raw, trip_delay_s [V], change_time_s [C],
-        change_signal [C] index, change_state [C].
+        Keys: signal_names [N], phase_states (per signal, its greens), time_s [T], queue [T, N] vehicles,
+        delay_rate [T, N] vehicles lost per second, phase [T, N] green index shown (-1: none of them), reward
+        [T, N] raw, trip_delay_s [V], change_time_s [C], change_signal [C] index, change_state [C].
         """
         if not self._details:
             return {}

@@ -1,9 +1,10 @@
 """Static facts of a SUMO net: signals, their links and green phases, approach lanes, and what feeds them.
 
 Source: the net file (https://sumo.dlr.de/docs/Networks/SUMO_Road_Networks.html), read once and without SUMO.
-Which phases a policy chooses among follows sumo-rl's rule: the programme's phases without yellow that are not all red, in programme
-order. Departs from it: phases that show off (`o`, `O`) or red-yellow (`u`) are no greens, lanes of pedestrian crossings
-are not approaches, and a signal with fewer than two greens keeps its own programme instead of becoming an agent.
+Which phases a policy chooses among follows sumo-rl's rule: the programme's phases without yellow that are not
+all red, in programme order. Departs from it: phases that show off (`o`, `O`) or red-yellow (`u`) are no
+greens, lanes of pedestrian crossings are not approaches, and a signal with fewer than two greens keeps its
+own programme instead of becoming an agent.
 
 Dims: N signals, L links of one signal, P green phases of one signal.
 """
@@ -97,7 +98,9 @@ class Network:
     """Every connection between two ordinary edges, as the net lists it."""
 
     def upstream(self, lane: str, range_m: float) -> tuple[str, ...]:
-        """Edges that feed `lane` within `range_m` of its stop line, across unsignalised junctions only, nearest first."""
+        """Edges that feed `lane` within `range_m` of its stop line, across unsignalised junctions only,
+        nearest first.
+        """
         start = self.lanes[lane]
         into_lane, into_edge = self._feeders
         found: dict[str, float] = {}
@@ -149,22 +152,29 @@ def read_network(path: Path) -> Network:
         if element.tag == "edge" and element.get("function") != "internal":
             for lane in element.iter("lane"):
                 lanes[lane.attrib["id"]] = Lane(
-                    lane.attrib["id"], element.attrib["id"], float(lane.attrib["length"]), float(lane.attrib["speed"])
+                    lane.attrib["id"],
+                    element.attrib["id"],
+                    float(lane.attrib["length"]),
+                    float(lane.attrib["speed"]),
                 )
                 junction_of[element.attrib["id"]] = element.get("to", "")
         elif element.tag == "junction":
             junctions[element.attrib["id"]] = Junction(
-                tuple(element.get("incLanes", "").split()), tuple(r.attrib["foes"] for r in element.iter("request"))
+                tuple(element.get("incLanes", "").split()),
+                tuple(r.attrib["foes"] for r in element.iter("request")),
             )
         elif element.tag == "tlLogic":
             programs[element.attrib["id"]].append(element)
         elif element.tag == "connection" and not element.attrib["from"].startswith(":"):
             connections.append(dict(element.attrib))
     signals = [_signal(name, programs[name][0], connections, junction_of) for name in sorted(programs)]
-    controlled = tuple(s for s in signals if len(s.greens) >= 2 and programs[s.id][0].get("type") in _ROAD_TYPES)
+    controlled = tuple(
+        s for s in signals if len(s.greens) >= 2 and programs[s.id][0].get("type") in _ROAD_TYPES
+    )
     if not controlled:
         raise EnvError(
-            f"env.net={str(path)!r} has no signal with two green phases: there is nothing to decide. Choose a net with signals, "
+            f"env.net={str(path)!r} has no signal with two green phases: there is nothing to decide. "
+            "Choose a net with signals, "
             "or let netconvert guess them (--tls.guess)."
         )
     others = tuple(s for s in signals if s not in controlled)
@@ -177,14 +187,16 @@ _ROAD_TYPES = frozenset({"static", "actuated", "delay_based", "NEMA", None})
 
 def _elements(path: Path) -> list[ElementTree.Element]:
     try:
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            root = ElementTree.parse(file).getroot()
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, OSError) as error:
-        raise EnvError(f"env.net={str(path)!r} cannot be read ({error}): no district. Give a SUMO .net.xml file.") from error
+        raise EnvError(
+            f"env.net={str(path)!r} cannot be read ({error}): no district. Give a SUMO .net.xml file."
+        ) from error
     if root.tag != "net":
         raise EnvError(
-            f"env.net={str(path)!r} holds <{root.tag}>, not <net>: it is no SUMO net. Give the .net.xml file netconvert wrote."
+            f"env.net={str(path)!r} holds <{root.tag}>, not <net>: it is no SUMO net. Give the .net.xml "
+            "file netconvert wrote."
         )
     return list(root)
 

@@ -1,11 +1,12 @@
 """A signal's observation, assembled from named parts; all signals in one gather.
 
-Source: `sumo_rl` is sumo-rl's default observation (phase one-hot, min-green bit, density and queue per lane); the other parts are ours, with
-scales that keep ordinary values within about [0, 3].
-Every part writes one block of a flat *pool* of scaled numbers; a signal's observation is a fixed list of places in that pool, so
+Source: `sumo_rl` is sumo-rl's default observation (phase one-hot, min-green bit, density and queue per lane);
+the other parts are ours, with scales that keep ordinary values within about [0, 3]. Every part writes one
+block of a flat *pool* of scaled numbers; a signal's observation is a fixed list of places in that pool, so
 the parts are computed once for the district and padding is one more place that holds 0.
 
-Dims: N signals, A approach lanes, O released-into lanes, U upstream edges, E approach edges, P greens, F numbers in the pool.
+Dims: N signals, A approach lanes, O released-into lanes, U upstream edges, E approach edges, P greens, F
+numbers in the pool.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from seqrl_ray.envs.traffic.net import Network
 from seqrl_ray.envs.traffic.safety import SafetyLayer
-from seqrl_ray.envs.traffic.sensors import Sensors
+from seqrl_ray.envs.traffic.sensors import Float64, Sensors
 from seqrl_ray.recipe_traffic import TrafficSettings
 from seqrl_ray.types import FloatArray, IntArray
 
@@ -31,7 +32,9 @@ PHASE_SCALE_S = 60.0
 class Observer:
     """Computes the pool, and says where in it each signal's observation stands."""
 
-    def __init__(self, network: Network, sensors: Sensors, safety: SafetyLayer, settings: TrafficSettings) -> None:
+    def __init__(
+        self, network: Network, sensors: Sensors, safety: SafetyLayer, settings: TrafficSettings
+    ) -> None:
         self._sensors, self._safety, self._settings = sensors, safety, settings
         signals = network.signals
         counts = np.array([len(s.greens) for s in signals])
@@ -42,12 +45,14 @@ class Observer:
         out_place = {lane: i for i, lane in enumerate(sensors.out_lanes)}
         edge_place = {edge: i for i, edge in enumerate(sensors.edges)}
         outs = [np.array([out_place[lane] for lane in s.out_lanes], np.int64) for s in signals]
-        edges = [np.array(list(dict.fromkeys(edge_place[network.lanes[i].edge] for i in s.lanes))) for s in signals]
+        edges = [
+            np.array(list(dict.fromkeys(edge_place[network.lanes[i].edge] for i in s.lanes))) for s in signals
+        ]
         phases = [self._phase_start[n] + np.arange(counts[n]) for n in rows]
-        adjacent = _adjacent(network, sensors)
+        adjacent = _adjacent(network)
         a, n_signals = len(sensors.lanes), len(signals)
         # part -> (block of the pool, each signal's places within the block)
-        table: dict[str, tuple[Callable[[], FloatArray], list[IntArray]]] = {
+        table: dict[str, tuple[Callable[[], Float64], Sequence[IntArray]]] = {
             "halting": (self._halting, lanes),
             "moving": (self._moving, lanes),
             "waiting": (self._waiting, lanes),
@@ -64,7 +69,8 @@ class Observer:
         sizes = [len(block()) for block in self._blocks] if signals else []
         starts = np.cumsum([0, *sizes])
         self.places: list[IntArray] = [
-            np.concatenate([table[part][1][n] + starts[k] for k, part in enumerate(settings.observation)]) for n in rows
+            np.concatenate([table[part][1][n] + starts[k] for k, part in enumerate(settings.observation)])
+            for n in range(n_signals)
         ]
         """[N] arrays: where each signal's own features stand in the pool."""
         self.padding = int(starts[-1])
@@ -81,44 +87,45 @@ class Observer:
             places[row, : len(self.places[n])] = self.places[n]
         return places
 
-    def _halting(self) -> FloatArray:
+    def _halting(self) -> Float64:
         return self._sensors.read("halting") / COUNT_SCALE
 
-    def _moving(self) -> FloatArray:
+    def _moving(self) -> Float64:
         return (self._sensors.read("vehicles") - self._sensors.read("halting")) / COUNT_SCALE
 
-    def _waiting(self) -> FloatArray:
-        return np.minimum(self._sensors.read("waiting") / WAITING_SCALE_S, 3.0)
+    def _waiting(self) -> Float64:
+        return np.clip(self._sensors.read("waiting") / WAITING_SCALE_S, 0.0, 3.0)
 
-    def _speed(self) -> FloatArray:
-        return np.minimum(self._sensors.read("speed") / self._sensors.limit, 1.0)
+    def _speed(self) -> Float64:
+        return np.clip(self._sensors.read("speed") / self._sensors.limit, 0.0, 1.0)
 
-    def _upstream(self) -> FloatArray:
+    def _upstream(self) -> Float64:
         halting, vehicles = self._sensors.read("up_halting"), self._sensors.read("up_vehicles")
         feeds = self._sensors.lane_up  # [A, U]
         return np.concatenate([feeds @ halting, feeds @ (vehicles - halting)]) / COUNT_SCALE  # [2A]
 
-    def _downstream(self) -> FloatArray:
-        return np.minimum(self._sensors.read("out_vehicles") * QUEUED_CAR_M / self._sensors.out_length_m, 1.0)
+    def _downstream(self) -> Float64:
+        filled = self._sensors.read("out_vehicles") * QUEUED_CAR_M / self._sensors.out_length_m
+        return np.clip(filled, 0.0, 1.0)
 
-    def _backlog(self) -> FloatArray:
+    def _backlog(self) -> Float64:
         own, further = self._sensors.read("pending"), self._sensors.read("up_pending")
         return (own + self._sensors.edge_up @ further) / COUNT_SCALE  # [E]
 
-    def _neighbours(self) -> FloatArray:
+    def _neighbours(self) -> Float64:
         halting, vehicles = self._sensors.read("halting"), self._sensors.read("vehicles")
         at = self._sensors.signal_lanes  # [N, A]
         return np.concatenate([at @ halting, at @ (vehicles - halting)]) / COUNT_SCALE  # [2N]
 
-    def _phase(self) -> FloatArray:
+    def _phase(self) -> Float64:
         one_hot = np.zeros(self._phase_size)
         one_hot[self._phase_start + self._safety.phase] = 1.0
         return one_hot
 
-    def _time_in_phase(self) -> FloatArray:
+    def _time_in_phase(self) -> Float64:
         return np.minimum(self._safety.time_in_phase_s / PHASE_SCALE_S, 5.0)
 
-    def _sumo_rl(self) -> FloatArray:
+    def _sumo_rl(self) -> Float64:
         s, read = self._settings, self._sensors.read
         free = self._safety.time_in_phase_s >= s.yellow_s + s.all_red_s + s.min_green_s  # [N]
         capacity = self._sensors.length_m / (MIN_GAP_M + read("vehicle_length"))  # [A]
@@ -129,15 +136,18 @@ class Observer:
     def _sumo_rl_places(self, phases: list[IntArray], lanes: list[IntArray], a: int) -> list[IntArray]:
         bit, density = self._phase_size, self._phase_size + len(phases)
         return [
-            np.concatenate([phases[n], [bit + n], density + lanes[n], density + a + lanes[n]]) for n in range(len(phases))
+            np.concatenate([phases[n], [bit + n], density + lanes[n], density + a + lanes[n]])
+            for n in range(len(phases))
         ]
 
 
 _ZERO = np.zeros(1)
 
 
-def _adjacent(network: Network, sensors: Sensors) -> list[IntArray]:
-    """Per signal, the signals whose released traffic reaches one of its approaches, or that its own reaches, by index."""
+def _adjacent(network: Network) -> list[IntArray]:
+    """Per signal, the signals whose released traffic reaches one of its approaches, or that its own reaches,
+    by index.
+    """
     signals = network.signals
     approach = {network.lanes[lane].edge: n for n, s in enumerate(signals) for lane in s.lanes}
     outlet: dict[str, set[int]] = {}

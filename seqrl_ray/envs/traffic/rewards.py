@@ -1,9 +1,11 @@
 """Rewards of all signals, in raw units; scaling and clipping for the learner is the environment's last step.
 
-Source: `waiting` is sumo-rl's diff-waiting-time, `pressure` its pressure (TrafficSignal.compute_reward, 1.4.5). `delay` and `queue` are
-ours: minus the vehicle-seconds lost per second, or minus the halting vehicles, on the approach lanes and, as a recipe
-chooses, on the edges that feed them; means over evenly spaced samples of the decision.
-Departs from sumo-rl: accumulated waiting is computed once per decision, not once for the reward and again for the information.
+Source: `waiting` is sumo-rl's diff-waiting-time, `pressure` its pressure (TrafficSignal.compute_reward,
+1.4.5). `delay` and `queue` are ours: minus the vehicle-seconds lost per second, or minus the halting
+vehicles, on the approach lanes and, as a recipe chooses, on the edges that feed them; means over evenly
+spaced samples of the decision.
+Departs from sumo-rl: accumulated waiting is computed once per decision, not once for the reward and again for
+the information.
 
 Dims: N signals, A approach lanes, U upstream edges.
 """
@@ -22,7 +24,9 @@ from seqrl_ray.types import FloatArray
 class Rewards:
     """Samples within a decision, and the reward at its end."""
 
-    def __init__(self, settings: TrafficSettings, network: Network, sensors: Sensors, simulation: Simulation) -> None:
+    def __init__(
+        self, settings: TrafficSettings, network: Network, sensors: Sensors, simulation: Simulation
+    ) -> None:
         self._settings, self._sensors = settings, sensors
         self._sampled = settings.reward in ("delay", "queue") and settings.reward_function is None
         samples = settings.reward_samples if self._sampled else 0
@@ -63,7 +67,9 @@ class Rewards:
 
 
 class AccumulatedWaiting:
-    """sumo-rl's accumulated waiting per lane: what its vehicles waited in all, less what they waited on other approach lanes."""
+    """sumo-rl's accumulated waiting per lane: what its vehicles waited in all, less what they waited on other
+    approach lanes.
+    """
 
     def __init__(self, simulation: Simulation, lanes: tuple[str, ...]) -> None:
         self._api, self._lanes = simulation.api, lanes

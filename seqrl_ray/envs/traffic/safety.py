@@ -1,10 +1,11 @@
-"""The layer between any policy and the signals: yellow, all-red, minimum and maximum green, legal transitions.
+"""The layer between any policy and the signals: yellow, all-red, minimum and maximum green, legal
+transitions.
 
-Source: sumo-rl's rule for the transition state (a link green now and red or `s` next shows yellow, every other link keeps its state) and
-for the first green of an episode (it counts as begun after one yellow, so a switch is first legal when min_green has passed
-after that). Ours: all-red, maximum green, cyclic transitions, the mask, and the count of refusals.
-A *refusal* is a wish the layer did not carry out; a *violation* is an unsafe sequence that SUMO really showed, and is judged
-from SUMO's own record in `audit.py`, not here.
+Source: sumo-rl's rule for the transition state (a link green now and red or `s` next shows yellow, every
+other link keeps its state) and for the first green of an episode (it counts as begun after one yellow, so a
+switch is first legal when min_green has passed after that). Ours: all-red, maximum green, cyclic transitions,
+the mask, and the count of refusals. A *refusal* is a wish the layer did not carry out; a *violation* is an
+unsafe sequence that SUMO really showed, and is judged from SUMO's own record in `audit.py`, not here.
 
 Dims: N signals, A actions (most greens of any signal), P greens of one signal.
 """
@@ -31,7 +32,9 @@ class Command:
 
 
 def yellow_state(now: str, then: str) -> str:
-    """State between two greens: yellow where a green link will be red (or may only turn right), the old state elsewhere."""
+    """State between two greens: yellow where a green link will be red (or may only turn right), the old state
+    elsewhere.
+    """
     return "".join("y" if a in GREEN and b in "rs" else a for a, b in zip(now, then, strict=True))
 
 
@@ -93,9 +96,8 @@ class SafetyLayer:
     def decide(self, wish: IntArray) -> list[Command]:
         """Carry out what is legal of the wishes at the current clock.
 
-        Args:
-            wish: [N] int64, a green index per signal. An illegal one is counted as refused: the signal then keeps its green,
-                or moves to the programme's next where its maximum green is over.
+        Args: wish: [N] int64, a green index per signal. An illegal one is counted as refused: the signal then
+            keeps its green, or moves to the programme's next where its maximum green is over.
         Returns: the states to show, for the whole decision.
         """
         commands: list[Command] = []

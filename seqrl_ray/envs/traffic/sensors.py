@@ -1,9 +1,11 @@
-"""What the detectors say: lane and edge counts of the current second, read at most once, and the sums every reader shares.
+"""What the detectors say: lane and edge counts of the current second, read at most once, and the sums every
+reader shares.
 
-Source: libsumo's lane and edge values (https://sumo.dlr.de/docs/TraCI/Lane_Value_Retrieval.html). Direct calls, not subscriptions:
-measured faster in libsumo. A vehicle *halts* below 0.1 m/s.
+Source: libsumo's lane and edge values (https://sumo.dlr.de/docs/TraCI/Lane_Value_Retrieval.html). Direct
+calls, not subscriptions: measured faster in libsumo. A vehicle *halts* below 0.1 m/s.
 
-Dims: N signals, A approach lanes of all signals, O lanes they release into, U edges upstream of an approach, E approach edges.
+Dims: N signals, A approach lanes of all signals, O lanes they release into, U edges upstream of an approach,
+E approach edges.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqrl_ray.envs.traffic.net import Network
 from seqrl_ray.envs.traffic.simulation import Simulation
-from seqrl_ray.types import FloatArray
+
+Float64 = NDArray[np.float64]
 
 
 class Sensors:
@@ -37,7 +41,9 @@ class Sensors:
         self.signal_out = _incidence([s.out_lanes for s in signals], self.out_lanes)  # [N, O]
         self.lane_up = _incidence([feeding[lane] for lane in self.lanes], self.up_edges)  # [A, U]
         self.signal_up = (self.signal_lanes @ self.lane_up > 0).astype(float)  # [N, U]
-        edge_lanes = _incidence([[i for i in self.lanes if network.lanes[i].edge == e] for e in self.edges], self.lanes)
+        edge_lanes = _incidence(
+            [[i for i in self.lanes if network.lanes[i].edge == e] for e in self.edges], self.lanes
+        )
         self.edge_up = (edge_lanes @ self.lane_up > 0).astype(float)  # [E, U]
         lane, edge = simulation.api.lane, simulation.api.edge
         self._table: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
@@ -54,19 +60,19 @@ class Sensors:
             "pending": (lambda e: len(edge.getPendingVehicles(e)), self.edges),
             "up_pending": (lambda e: len(edge.getPendingVehicles(e)), self.up_edges),
         }
-        self._seen: dict[str, FloatArray] = {}
+        self._seen: dict[str, Float64] = {}
 
     def refresh(self) -> None:
         """Forget what was read: time has moved on."""
         self._seen.clear()
 
-    def read(self, quantity: str) -> FloatArray:
+    def read(self, quantity: str) -> Float64:
         """One quantity over its lanes or edges.
 
-        Args:
-            quantity: vehicles, halting (count), waiting (s, summed over the vehicles' current stops), speed (m/s, the limit
-                where empty), vehicle_length (m, mean): [A]; out_vehicles, out_halting: [O]; up_vehicles, up_halting, up_speed,
-                up_pending: [U]; pending (vehicles that could not enter yet): [E].
+        Args: quantity: vehicles, halting (count), waiting (s, summed over the vehicles' current stops), speed
+            (m/s, the limit where empty), vehicle_length (m, mean): [A]; out_vehicles, out_halting: [O];
+            up_vehicles, up_halting, up_speed, up_pending: [U]; pending (vehicles that could not enter yet):
+            [E].
         """
         seen = self._seen.get(quantity)
         if seen is None:
@@ -74,13 +80,15 @@ class Sensors:
             seen = self._seen[quantity] = np.fromiter(map(getter, ids), np.float64, len(ids))
         return seen
 
-    def lane_delay(self) -> FloatArray:
+    def lane_delay(self) -> Float64:
         """[A] vehicles x (1 - speed/limit): vehicle-seconds lost per second."""
-        return self.read("vehicles") * (1.0 - np.minimum(self.read("speed") / self.limit, 1.0))
+        share: Float64 = np.minimum(self.read("speed") / self.limit, 1.0)
+        return self.read("vehicles") * (1.0 - share)
 
-    def up_delay(self) -> FloatArray:
+    def up_delay(self) -> Float64:
         """[U] the same on upstream edges."""
-        return self.read("up_vehicles") * (1.0 - np.minimum(self.read("up_speed") / self.up_limit, 1.0))
+        share: Float64 = np.minimum(self.read("up_speed") / self.up_limit, 1.0)
+        return self.read("up_vehicles") * (1.0 - share)
 
     def places(self, lanes: Sequence[str]) -> list[int]:
         """Positions of approach lanes within [A]."""
@@ -91,7 +99,7 @@ def _unique(names: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _incidence(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> FloatArray:
+def _incidence(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> Float64:
     """[len(rows), len(columns)] 1.0 where the row names the column."""
     place = {name: i for i, name in enumerate(columns)}
     matrix = np.zeros((len(rows), len(columns)))

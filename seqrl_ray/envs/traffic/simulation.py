@@ -1,9 +1,10 @@
 """One SUMO simulation through libsumo: start, step, show states, end, and the record SUMO kept.
 
-Source: https://sumo.dlr.de/docs/Libsumo.html. libsumo is one simulation per *process*: a second `Simulation` in a process is refused
-here, because SUMO would silently end the first. SUMO is deterministic: the same seed and states give the same traffic.
-SUMO writes two records per episode into a private temporary folder: one row per trip (`tripinfo`), and one row per change of a
-signal's shown state (`SaveTLSSwitchStates`), which is what the safety audit reads.
+Source: https://sumo.dlr.de/docs/Libsumo.html. libsumo is one simulation per *process*: a second `Simulation`
+in a process is refused here, because SUMO would silently end the first. SUMO is deterministic: the same seed
+and states give the same traffic. SUMO writes two records per episode into a private temporary folder: one row
+per trip (`tripinfo`), and one row per change of a signal's shown state (`SaveTLSSwitchStates`), which is what
+the safety audit reads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _owner: weakref.ref[Simulation] | None = None
 class Simulation:
     """The process's one SUMO."""
 
-    def __init__(self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None) -> None:
+    def __init__(
+        self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None
+    ) -> None:
         """Take the process's place for SUMO; nothing runs before `start`.
 
         Args:
@@ -40,8 +43,8 @@ class Simulation:
         global _owner
         if _owner is not None and _owner() is not None:
             raise EnvError(
-                "a second traffic environment in one process is refused: libsumo is one simulation per process, and the first "
-                "would end silently. Close the first, or give the second its own process (actor)."
+                "a second traffic environment in one process is refused: libsumo is one simulation per "
+                "process, and the first would end silently. Close the first, or start the second in its own."
             )
         import libsumo  # a simulator enters the process only when one is wanted
 
@@ -56,17 +59,27 @@ class Simulation:
         self.states_file = self._folder / "states.xml"
         additional = self._folder / "additional.xml"
         events = "".join(
-            f'<timedEvent type="SaveTLSSwitchStates" source={quoteattr(s)} dest={quoteattr(str(self.states_file))}/>'
+            f'<timedEvent type="SaveTLSSwitchStates" source={quoteattr(s)} '
+            f"dest={quoteattr(str(self.states_file))}/>"
             for s in signals
         )
         additional.write_text(f"<additional>{program or ''}{events}</additional>", encoding="utf-8")
         self._errors = self._folder / "errors.txt"
         self._command = [
-            "sumo", "--net-file", str(net), "--route-files", str(route), "--additional-files", str(additional),
-            "--tripinfo-output", str(self.trips_file), "--tripinfo-output.write-unfinished",
-            "--tripinfo-output.write-undeparted", "--error-log", str(self._errors), "--no-warnings", "--no-step-log",
-            "--duration-log.disable", "--xml-validation", "never", "--waiting-time-memory", "1000", "--max-depart-delay", "-1",
-        ]  # fmt: skip
+            *(
+                "sumo",
+                "--net-file",
+                str(net),
+                "--route-files",
+                str(route),
+                "--additional-files",
+                str(additional),
+            ),
+            *("--tripinfo-output", str(self.trips_file), "--tripinfo-output.write-unfinished"),
+            *("--tripinfo-output.write-undeparted", "--error-log", str(self._errors)),
+            *("--no-warnings", "--no-step-log", "--duration-log.disable", "--xml-validation", "never"),
+            *("--waiting-time-memory", "1000", "--max-depart-delay", "-1"),
+        ]
         if emissions:
             self._command += ["--device.emissions.probability", "1"]
 
@@ -107,7 +120,9 @@ class Simulation:
             self.api.close()
 
     def close(self) -> None:
-        """End the episode, delete the records and give up the process's place for SUMO. May be called twice."""
+        """End the episode, delete the records and give up the process's place for SUMO. May be called
+        twice.
+        """
         global _owner
         self.end()
         self._cleanup()

@@ -1,7 +1,8 @@
 """A user's sumo-rl ObservationFunction or reward function, run on our simulation.
 
-Source: the public attributes and methods of sumo-rl 1.4.5's TrafficSignal, which such functions are written against. `SignalView` offers them;
-nothing of sumo-rl is imported here, though the user's module will import it.
+Source: the public attributes and methods of sumo-rl 1.4.5's TrafficSignal, which such functions are written
+against. `SignalView` offers them; nothing of sumo-rl is imported here, though the user's module will import
+it.
 
 Dims: N signals, D features.
 """
@@ -31,7 +32,12 @@ class DistrictView:
     fixed_ts = False
 
     def __init__(
-        self, network: Network, simulation: Simulation, sensors: Sensors, safety: SafetyLayer, settings: TrafficSettings
+        self,
+        network: Network,
+        simulation: Simulation,
+        sensors: Sensors,
+        safety: SafetyLayer,
+        settings: TrafficSettings,
     ) -> None:
         self.simulation, self.sensors, self.safety, self.settings = simulation, sensors, safety, settings
         self.ts_ids = [signal.id for signal in network.signals]
@@ -155,7 +161,13 @@ def load(key: str, name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise EnvError(f"env.{key}={name!r} cannot be imported ({error}): no function. Check the spelling and PYTHONPATH.") from error
+        raise EnvError(
+            f"env.{key}={name!r} cannot be imported ({error}): no function. Check the spelling and "
+            "PYTHONPATH."
+        ) from error
     if not callable(found):
-        raise EnvError(f"env.{key}={name!r} is a {type(found).__name__}, not callable: no function. Name a class or a function.")
+        raise EnvError(
+            f"env.{key}={name!r} is a {type(found).__name__}, not callable: no function. Name a class or a "
+            "function."
+        )
     return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Makes run folders as a run would leave them, from closed formulas and one seeded generator: no training needed."""
+"""Makes run folders as a run would leave them, from formulas and one seeded generator: no training needed."""
 
 import json
 import math
@@ -7,8 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-LEVEL = {"policy": 18.3, "fixed": 48.2, "actuated": 27.9, "max_pressure": 23.4, "greedy": 25.1, "random": 210.0}
-NAMES = ["cluster_1757124350_1757124352", "247379907", "26110729", "280120513", "32319828", "62426694", "cluster_7"]
+LEVEL = {
+    "policy": 18.3,
+    "fixed": 48.2,
+    "actuated": 27.9,
+    "max_pressure": 23.4,
+    "greedy": 25.1,
+    "random": 210.0,
+}
+NAMES = [
+    "cluster_1757124350_1757124352",
+    "247379907",
+    "26110729",
+    "280120513",
+    "32319828",
+    "62426694",
+    "cluster_7",
+]
 
 
 def interval(values):
@@ -69,7 +84,6 @@ def report_rows(end_steps, wall_s, policies=("shared",)):
             "policy_lag_p50": 3 + i % 3,
             "policy_lag_p95": 9 + i % 5,
             "progress": x,
-            "waits": {"actors_s": 0.1 * x, "learner_s": 0.4 * (1 - x)},
         }
         for k, policy in enumerate(policies):
             row |= {
@@ -77,6 +91,9 @@ def report_rows(end_steps, wall_s, policies=("shared",)):
                 f"{policy}/epsilon": max(0.02, 1 - 1.25 * x),
                 f"{policy}/q_mean": -2 - 5 * x,
                 f"{policy}/gradient_norm": 1 + 0.3 * math.sin(i),
+                f"{policy}/pacing_insert_wait_s": 40 * x,
+                f"{policy}/pacing_sample_wait_s": 12 * (1 - math.exp(-5 * x)),
+                f"{policy}/replay_items": 1000 * x,
             }
         rows.append(row)
     return rows
@@ -109,8 +126,8 @@ def make_traffic_run(folder: Path, *, signals=8, seeds=10) -> Path:
     rng = np.random.default_rng(7)
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.toml").write_text(
-        'name = "cologne8_double_dqn"\ndescription = "All eight signals of a district, one shared policy."\nseed = 3\n'
-        '[env]\nkind = "traffic"\nscenario = "cologne8"\n[algorithm]\nname = "double_dqn"\n'
+        'name = "cologne8_double_dqn"\ndescription = "A district\'s signals, one shared policy."\nseed = 3\n'
+        '[env]\nkind = "traffic"\nmap = "cologne8"\n[algorithm]\nname = "double_dqn"\n'
         '[evaluation]\nheadline = "delay_s"\nlower_is_better = true\n',
         encoding="utf-8",
     )
@@ -179,11 +196,14 @@ def make_gym_run(folder: Path, *, policy_level=487.0, seeds=20) -> Path:
     rng = np.random.default_rng(8)
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.toml").write_text(
-        'name = "cartpole_dqn"\nseed = 1\n[env]\nkind = "gym"\nid = "CartPole-v1"\n[algorithm]\nname = "dqn"\n',
+        'name = "cartpole_dqn"\nseed = 1\n[env]\nkind = "gym"\nid = "CartPole-v1"\n'
+        '[algorithm]\nname = "dqn"\n',
         encoding="utf-8",
     )
     episodes = {
-        "policy": [{"seed": i, "steps": 1, "return": float(rng.normal(policy_level, 10))} for i in range(seeds)],
+        "policy": [
+            {"seed": i, "steps": 1, "return": float(rng.normal(policy_level, 10))} for i in range(seeds)
+        ],
         "random": [{"seed": i, "steps": 1, "return": float(rng.normal(22, 9))} for i in range(seeds)],
     }
     rows = report_rows(50_000, 60.0, policies=("left", "right"))

@@ -1,0 +1,210 @@
+"""What the command line does, as Python functions of the same shape: `from seqrl_ray import train, evaluate`.
+
+Nothing heavy is imported before a function needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqrl_ray.algorithms import settings_class
+from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.recipe import Recipe, load, run_folder_name
+
+if TYPE_CHECKING:
+    from seqrl_ray.loops.drive import Session
+    from seqrl_ray.types import Weights
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished (or interrupted) run."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def read_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a recipe by path or shipped name and apply `dotted.key=value` overrides.
+
+    Raises: RecipeError: one clear line.
+    """
+    return load(recipe, overrides, algorithm_settings=settings_class)
+
+
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: str | Path | None = None,
+    local: bool = False,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Train a recipe from the start.
+
+    Args:
+        recipe: path or shipped name.
+        overrides: `dotted.key=value`, applied on top.
+        run_dir: folder of the run; None: `runs/<name>-<time>` here.
+        local: the whole system in this process, without Ray.
+        address: Ray cluster to join; None: a Ray of our own on this machine.
+        quiet: no progress line.
+    Returns: the run folder and its summary.
+    Raises: SeqrlError: bad input (nothing has been touched), or an error that stopped the run.
+    """
+    _one_of(local, address)
+    resolved = read_recipe(recipe, overrides)
+    _check(resolved)
+    folder = Path(run_dir) if run_dir is not None else Path(run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
+    return _run(resolved, folder, checkpoint=None, local=local, address=address, quiet=quiet)
+
+
+def resume(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    local: bool = False,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Go on with a run from its newest checkpoint, in its folder.
+
+    Args:
+        run: the run folder.
+        overrides: `dotted.key=value` on top of the run's own recipe, e.g. a longer `stop.env_steps`.
+        local: as in `train`. address: as in `train`. quiet: as in `train`.
+    Raises: SeqrlError: no run there, no complete checkpoint, or one that does not fit the recipe.
+    """
+    from seqrl_ray.loops import checkpoints
+    from seqrl_ray.loops.run_folder import open_run
+
+    _one_of(local, address)
+    folder = open_run(Path(run))
+    resolved = read_recipe(folder / "recipe.toml", overrides)
+    _check(resolved)
+    newest = checkpoints.latest(folder / "checkpoints")
+    checkpoints.verify(newest)
+    return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet)
+
+
+def evaluate(
+    run: str | Path, *, episodes: int | None = None, seed: int | None = None, workers: int | None = None
+) -> dict[str, Any]:
+    """Judge a run's last checkpoint and its controllers again; the run folder is not changed.
+
+    Args:
+        run: the run folder.
+        episodes: seeds; None: the recipe's.
+        seed: first seed; None: the recipe's.
+        workers: processes; None: one per core for SUMO, this process for the rest.
+    Returns: {"evaluation", "baselines", "paired"} as in `summary.json`, plus "env_steps" of the checkpoint.
+    """
+    from seqrl_ray.loops.evaluate import POLICY
+    from seqrl_ray.loops.judge import chunk_size, final_jobs, play_jobs
+    from seqrl_ray.loops.run_folder import open_run, summaries
+
+    folder = open_run(Path(run))
+    recipe = read_recipe(folder / "recipe.toml")
+    if workers is None:
+        workers = (os.cpu_count() or 1) if recipe.env.kind == "traffic" else 0
+    count = episodes or recipe.evaluation.episodes
+    jobs = final_jobs(recipe, episodes=count, seed=seed, chunk=chunk_size(recipe, count, workers))
+    steps, weights = checkpoint_weights(folder, recipe)
+    ends = play_jobs(recipe, jobs, weights, workers=workers)
+    rows = {name: [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in part] for name, part in ends.items()}
+    return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
+
+
+def checkpoint_weights(folder: Path, recipe: Recipe) -> tuple[int, dict[str, Weights]]:
+    """Return (env steps, policy id -> weights) of the newest checkpoint of a run.
+
+    Raises: CheckpointError: there is none, or it does not fit the recipe.
+    """
+    from seqrl_ray.loops import checkpoints
+    from seqrl_ray.types import Weights
+
+    newest = checkpoints.latest(folder / "checkpoints")
+    checkpoints.verify(newest)
+    saved = checkpoints.load(newest, "trainer")
+    policies = saved["learner"]["policies"]
+    if set(policies) != set(recipe.policies):
+        raise CheckpointError(
+            f"{newest} has policies {sorted(policies)}, the recipe {sorted(recipe.policies)}: they cannot be matched. "
+            "Use the recipe the run was started with."
+        )
+    weights = {p: Weights(p, 0, 0, state["acting"], 1.0) for p, state in policies.items()}
+    return int(saved["counters"]["env_steps"]), weights
+
+
+def _one_of(local: bool, address: str | None) -> None:
+    if local and address is not None:
+        raise RecipeError(f"--local and --address={address} contradict each other: give one of them.")
+
+
+def _check(recipe: Recipe) -> None:
+    """Find what can be found wrong before a run folder exists."""
+    from seqrl_ray.loops.judge import names
+
+    names(recipe)
+
+
+def _run(
+    recipe: Recipe, path: Path, *, checkpoint: Path | None, local: bool, address: str | None, quiet: bool
+) -> Result:
+    from seqrl_ray.loops import checkpoints
+    from seqrl_ray.loops.drive import drive
+    from seqrl_ray.loops.judge import final_jobs
+    from seqrl_ray.loops.progress import ProgressLine, Silence
+    from seqrl_ray.loops.run_folder import RunFolder, check_new
+    from seqrl_ray.report import html
+
+    driver: Mapping[str, Any] = {}
+    if checkpoint is None:
+        check_new(path)
+    else:
+        driver = checkpoints.load(checkpoint, "driver")
+    clock_s = float(driver.get("clock_s", 0.0))
+    screen = Silence() if quiet else ProgressLine(recipe)
+    with contextlib.ExitStack() as stack:
+        session = _session(stack, recipe, path / "checkpoints", checkpoint, clock_s, local, address)
+        stack.callback(session.close)
+        folder = RunFolder(path, recipe, resumed=checkpoint is not None, clock_s=clock_s)
+        stack.callback(folder.close)
+        summary = drive(
+            session,
+            folder,
+            screen,
+            jobs_of=lambda chunk: final_jobs(recipe, chunk=chunk),
+            clock=driver.get("times"),
+        )
+    html(path)
+    return Result(path, summary)
+
+
+def _session(
+    stack: contextlib.ExitStack,
+    recipe: Recipe,
+    root: Path,
+    checkpoint: Path | None,
+    clock_s: float,
+    local: bool,
+    address: str | None,
+) -> Session:
+    """Open the local session, or connect to Ray and open one there."""
+    if local:
+        from seqrl_ray.loops.local import LocalSession
+
+        return LocalSession(recipe, resume=checkpoint)
+    from seqrl_ray.runtime.launch import connected, open_session
+
+    stack.enter_context(connected(address))
+    opened = partial(open_session, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s)
+    return opened(resume=checkpoint.absolute() if checkpoint else None)

@@ -1,0 +1,157 @@
+"""The command line: `seqrl train | evaluate | report | check | doctor`.
+
+Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130 interrupted with a
+checkpoint written. Every command imports what it needs when it runs, so `seqrl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqrl_ray import __version__
+from seqrl_ray.errors import RecipeError, SeqrlError
+
+app = typer.Typer(
+    name="seqrl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train transformer policies and the DQN family with distributed actors, replay shards and learners on Ray.",
+)
+
+INTERRUPTED = 130
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, runs/<name>-<time>")]
+
+
+def main() -> None:
+    """Run the command line; turn a user's error into one line and an exit code."""
+    try:
+        app()
+    except SeqrlError as error:
+        sys.stderr.write(f"seqrl: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seqrl-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="a .toml file or a shipped recipe, e.g. traffic/cologne8")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stop.env_steps=20000")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="folder of the new run; default runs/<name>-<time>")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run from its newest checkpoint")] = None,
+    local: Annotated[bool, typer.Option("--local", help="everything in this process, without Ray")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a Ray of our own here")] = None,
+) -> None:
+    """Train a recipe, judge the result against the built-in controllers, and write a report."""
+    from seqrl_ray import api
+
+    if resume is not None:
+        given = ([recipe] if recipe else []) + (overrides or [])
+        wrong = [g for g in given if "=" not in g]
+        if wrong:
+            raise RecipeError(f"--resume={resume} with the recipe {wrong[0]!r}: a run keeps its own recipe. Leave {wrong[0]!r} out.")
+        if run_dir is not None:
+            raise RecipeError(f"--resume={resume} with --run-dir={run_dir}: a resumed run stays in its folder. Leave --run-dir out.")
+        result = api.resume(resume, given, local=local, address=address)
+    else:
+        if recipe is None:
+            raise RecipeError("no recipe is given: name a .toml file or a shipped recipe, e.g. seqrl train traffic/cologne8.")
+        result = api.train(recipe, overrides or [], run_dir=run_dir, local=local, address=address)
+    _show(result.folder)
+    if result.summary["status"] == "interrupted":
+        sys.stderr.write(f"interrupted; go on with: seqrl train --resume {result.folder}\n")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    episodes: Annotated[int | None, typer.Option(min=1, help="held-out seeds; default: the recipe's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="first seed; default: the recipe's")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Judge a run's last checkpoint and its controllers again; the run is not changed."""
+    from seqrl_ray import api
+
+    result = api.evaluate(run, episodes=episodes, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    recipe = api.read_recipe(run / "recipe.toml")
+    metric = recipe.evaluation.headline
+    typer.echo(f"{metric} after {result['env_steps']:,} steps: mean [95 % CI], median, p95, n")
+    for name, metrics in {"policy": result["evaluation"], **result["baselines"]}.items():
+        typer.echo(f"  {name:<14}{_figures(metrics[metric])}")
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Draw a run's report.html anew and print its table."""
+    from seqrl_ray.report import html
+
+    html(run)
+    _show(run)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="a .toml file or a shipped recipe")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="vector steps of each check run")] = 200,
+) -> None:
+    """Validate a recipe, run the environment contract on it, and say in words what is wrong."""
+    from seqrl_ray.check import check_recipe
+
+    found = check_recipe(recipe, overrides or [], steps=steps)
+    for line in found.lines:
+        typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what a run would use."""
+    from seqrl_ray.check import doctor_lines
+
+    for line in doctor_lines():
+        typer.echo(line)
+
+
+def _show(run: Path) -> None:
+    from rich.console import Console
+
+    from seqrl_ray.report import table
+
+    Console().print(table(run))
+    typer.echo(f"report: {run / 'report.html'}")
+
+
+def _figures(summary: dict[str, object]) -> str:
+    ci = summary["ci95"]
+    interval = f"[{ci[0]:.2f}, {ci[1]:.2f}]" if isinstance(ci, list) else "[-]"
+    return f"{summary['mean']:9.2f} {interval:<20} {summary['median']:9.2f} {summary['p95']:9.2f} {summary['n']:4}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The rollout actor: one process that steps environments and sends fragments.
+
+In the colocated wiring the learner pulls (`fragment`); in the service wiring the actor pushes to its shard and pulls
+weights from the board (`run_for`). Either way new weights are taken between two fragments only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from seqrl_ray.loops.build import rollout
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.wire import pack_fragment, unpack
+from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+
+
+@dataclass
+class ActorReport:
+    """What a pushing actor did in one stretch."""
+
+    env_steps: int = 0
+    episodes: list[EpisodeEnd] = field(default_factory=list)
+    shard_lost: bool = False
+    board_lost: bool = False
+    dropped_steps: int = 0
+    """Steps whose fragment a dead shard did not take."""
+    waited_s: float = 0.0
+    """Seconds held back by pacing (or by a slow shard)."""
+
+
+class RolloutActor:
+    """Wraps a Rollout; the runtime makes a Ray actor of it."""
+
+    def __init__(self, recipe: Recipe, index: int, incarnation: int) -> None:
+        torch.set_num_threads(1)
+        self.recipe, self.index = recipe, index
+        self.rollout = rollout(recipe, index, incarnation)
+        self.have: dict[str, tuple[int, int]] = {}
+        self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
+        self._pull: Any = None
+        self._pulled_at = 0.0
+
+    def groups(self) -> dict[str, GroupSpec]:
+        """Return the policy groups of the environment."""
+        return dict(self.rollout.env.groups)
+
+    def pid(self) -> int:
+        """Process id, for kill tests and for people."""
+        return os.getpid()
+
+    def fragment(self, weights: Any, progress: float) -> Any:
+        """Take weights if any are sent, make one fragment and return it packed."""
+        self._take({} if weights is None else unpack(weights), progress)
+        return pack_fragment(self.rollout.fragment())
+
+    def open_episodes(self) -> Any:
+        """Return the rollout's state for a checkpoint, or None where the environment cannot rebuild an episode."""
+        return self.rollout.state()
+
+    def go_on_from(self, state: Any) -> None:
+        """Take over a rollout state saved by the same actor of an earlier session."""
+        self.rollout.restore(state)
+
+    def run_for(self, seconds: float, shard: Any, board: Any) -> ActorReport:
+        """Make fragments and push them to `shard` for about this long."""
+        report = ActorReport()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not report.shard_lost:
+            if len(self._sent) >= self.recipe.actors.in_flight:
+                self._settle_oldest(report, until)
+                continue
+            self._look_at(board, report)
+            fragment = self.rollout.fragment()
+            report.env_steps += fragment.env_steps
+            report.episodes.extend(fragment.episodes)
+            self._sent.append((shard.insert.remote(pack_fragment(fragment)), fragment.env_steps))
+        return report
+
+    def _settle_oldest(self, report: ActorReport, until: float) -> None:
+        call, steps = self._sent[0]
+        began = time.monotonic()
+        ready, _ = ray.wait([call], timeout=max(0.01, until - began))
+        report.waited_s += time.monotonic() - began
+        if not ready:
+            return
+        self._sent.pop(0)
+        try:
+            ray.get(call)
+        except RayActorError:
+            report.shard_lost = True
+            report.dropped_steps += steps + sum(s for _, s in self._sent)
+            self._sent.clear()
+
+    def _look_at(self, board: Any, report: ActorReport) -> None:
+        """Take the weights asked for earlier if they are there; ask again when it is time. Never waits."""
+        if self._pull is not None:
+            ready, _ = ray.wait([self._pull], timeout=0)
+            if not ready:
+                return
+            call, self._pull = self._pull, None
+            try:
+                weights, progress = unpack(ray.get(call))
+            except RayActorError:
+                report.board_lost = True
+                return
+            self._take(weights, progress)
+        if time.monotonic() - self._pulled_at >= self.recipe.learner.publish_every_s:
+            self._pulled_at = time.monotonic()
+            self._pull = board.pull.remote(self.have)
+
+    def _take(self, weights: Mapping[str, Weights], progress: float) -> None:
+        for policy_id, new in weights.items():
+            self.rollout.load(new)
+            self.have[policy_id] = new.version
+        self.rollout.set_progress(progress)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.rollout.close()

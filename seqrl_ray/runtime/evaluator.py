@@ -1,0 +1,84 @@
+"""The evaluator actor and the pool of them: jobs go to whoever is free; a dead evaluator's job goes to its replacement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from seqrl_ray.loops.judge import Job, collect, play_job
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.types import EpisodeEnd, Weights
+
+
+class Evaluator:
+    """Plays evaluation jobs one at a time; the runtime makes a Ray actor of it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.set_num_threads(1)
+        self.recipe = recipe
+
+    def play(self, job: Job, weights: Mapping[str, Weights]) -> list[EpisodeEnd]:
+        """Play one job."""
+        return play_job(self.recipe, job, weights)
+
+    def pid(self) -> int:
+        """Process id, for kill tests and for people."""
+        return os.getpid()
+
+
+class Deaths(Protocol):
+    """Where deaths are counted; see `seqrl_ray.runtime.supervisor.Budget`."""
+
+    def death(self, what: str) -> None: ...
+    def application_error(self, what: str, traceback: str) -> None: ...
+
+
+def play_jobs(
+    make: Callable[[], Any],
+    jobs: Sequence[Job],
+    weights: Mapping[str, Weights],
+    *,
+    workers: int,
+    budget: Deaths,
+    on_job: Callable[[Job], None],
+    on_death: Callable[[], None],
+) -> dict[str, list[EpisodeEnd]]:
+    """Play jobs on `workers` evaluators that `make` starts, and end them.
+
+    Returns: name -> episodes in the order of `jobs`.
+    Raises: WorkerError: the budget of deaths is spent, or the same application error came twice.
+    """
+    shipped = ray.put(dict(weights))
+    waiting, results = list(reversed(jobs)), {}
+    pool: list[Any] = [make() for _ in range(min(workers, len(jobs)))]
+    busy: dict[Any, tuple[Any, Job]] = {}
+    try:
+        while waiting or busy:
+            idle = [e for e in pool if all(e is not worker for worker, _ in busy.values())]
+            for evaluator in idle[: len(waiting)]:
+                job = waiting.pop()
+                busy[evaluator.play.remote(job, shipped)] = (evaluator, job)
+            ready, _ = ray.wait(list(busy), num_returns=1, timeout=None)
+            evaluator, job = busy.pop(ready[0])
+            try:
+                results[job] = ray.get(ready[0])
+                on_job(job)
+                continue
+            except RayTaskError as error:
+                budget.application_error("evaluator", str(error))
+            except RayActorError:
+                budget.death("evaluator")
+            on_death()
+            waiting.append(job)
+            pool.remove(evaluator)
+            ray.kill(evaluator, no_restart=True)
+            pool.append(make())
+    finally:
+        for evaluator in pool:
+            ray.kill(evaluator, no_restart=True)
+    return collect(jobs, results)

@@ -1,0 +1,113 @@
+"""Launching a run on Ray: connect, count resources, resolve what the recipe leaves to the launcher, start a session.
+
+On this machine Ray is started for the run and ended with it. With `--address` the run joins a cluster; then every
+process reserves what it needs, and a run that could never be placed is refused with the arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from seqrl_ray.errors import RecipeError
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.colocated import ColocatedSession, Placement
+from seqrl_ray.runtime.service import ServiceSession
+
+SMALL_MACHINE_CORES = 4
+"""Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be connected to Ray inside the block: to the cluster at `address`, or to one of our own that ends with the block.
+
+    Raises: RecipeError: no cluster answers at `address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():  # a program (or a test) that has its own connection keeps it
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if address in (None, "local"):
+        options.update(address="local", include_dashboard=False, num_cpus=max(os.cpu_count() or 1, 64))
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise RecipeError(f"--address={address}: no Ray cluster answers there ({error}). Check the address.") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def place(recipe: Recipe, *, local: bool) -> Placement:
+    """Resolve devices, threads and resource requests.
+
+    Args:
+        recipe: the run.
+        local: Ray was started for this run on this machine; CPUs are then shares of what is there, not reservations.
+    Raises: RecipeError: the cluster could never hold the run; the message shows the arithmetic.
+    """
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0.0)
+    asked = recipe.learner.num_gpus
+    if asked == "auto":
+        num_gpus = 1.0 if gpus >= 1.0 and recipe.learner.device != "cpu" else 0.0
+    else:
+        num_gpus = float(asked)
+    if num_gpus > gpus:
+        raise RecipeError(
+            f"learner.num_gpus={num_gpus:g} and the cluster has {gpus:g} GPUs: the learner could never start. "
+            "Set learner.num_gpus=auto, or add a GPU node."
+        )
+    cores = os.cpu_count() or 1
+    threads = recipe.learner.threads
+    if threads == "auto":
+        threads = max(1, cores - recipe.actors.count) if local else 1
+    if not local:
+        _check_room(recipe, total.get("CPU", 0.0))
+    return Placement(
+        device=recipe.learner.device,
+        num_gpus=num_gpus,
+        learner_threads=threads,
+        compile_updates=0,
+        actor_cpus=0.5 if local else recipe.actors.cpus,
+        learner_cpus=0.5 if local else float(threads),
+        workers=cores if local else max(1, recipe.actors.count),
+    )
+
+
+def _check_room(recipe: Recipe, cpus: float) -> None:
+    shards = recipe.replay.shards if wiring(recipe, cpus) == "service" else 0
+    need = recipe.actors.count * recipe.actors.cpus + 1.0 + shards
+    if need > cpus:
+        raise RecipeError(
+            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + 1 learner + {shards} shards = "
+            f"{need:g} CPUs, and the cluster has {cpus:g}: the run could never be placed. Lower actors.count or add nodes."
+        )
+
+
+def wiring(recipe: Recipe, cpus: float) -> str:
+    """Resolve `replay.wiring`: service for several shards or on a large machine, colocated otherwise."""
+    if recipe.replay.wiring != "auto":
+        return recipe.replay.wiring
+    return "service" if recipe.replay.shards > 1 or cpus > SMALL_MACHINE_CORES else "colocated"
+
+
+def open_session(
+    recipe: Recipe, *, root: Path, local: bool, clock_s: float = 0.0, resume: Path | None = None
+) -> ColocatedSession | ServiceSession:
+    """Start the processes of a run in the wiring that the recipe resolves to."""
+    placement = place(recipe, local=local)
+    cpus = float(os.cpu_count() or 1) if local else ray.cluster_resources().get("CPU", 1.0)
+    kind = ColocatedSession if wiring(recipe, cpus) == "colocated" else ServiceSession
+    return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)

@@ -1,0 +1,250 @@
+"""The learner actor of the colocated wiring: it owns the shard and pulls fragments from the rollout actors.
+
+It is the local loop's `Trainer` with another source of fragments. The supervisor is another process: it calls `run_for`
+again and again, hears which actors fell silent, and hands over their replacements.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops.build import SHARDS, stream_seed
+from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.trainer import Finished, make_trainer
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
+from seqrl_ray.types import Fragment, GroupSpec, Weights
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An actor that will send no more."""
+
+    index: int
+    cause: str
+    """died, hung, or the traceback of its application error."""
+    application_error: bool
+
+
+@dataclass
+class LearnerReport:
+    """What the learner did in one stretch."""
+
+    row: dict[str, Any]
+    restored: dict[str, int]
+    """Counts that this learner began with: 0, or its checkpoint's."""
+    lag: dict[int, int]
+    finished: list[Finished] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
+    back: list[int] = field(default_factory=list)
+    """Replaced actors whose first fragment has come."""
+    board_lost: bool = False
+    done: bool = False
+
+
+class RemoteSource:
+    """Rollout actors, each with a bounded number of fragments on their way; taken in the order they finish."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.actors: dict[int, Any] = {}
+        self.lost: list[Lost] = []
+        self.back: list[int] = []
+        self._awaited: set[int] = set()
+        self._calls: dict[Any, tuple[int, float]] = {}  # call -> (actor, sent at)
+        self._sent_versions: dict[int, dict[str, tuple[int, int]]] = {}
+        self._weights: dict[str, Weights] = {}
+        self._payload: Any = None
+
+    def add(self, index: int, actor: Any, *, replacement: bool) -> None:
+        """Pull from this actor from now on."""
+        self.actors[index] = actor
+        self._sent_versions.pop(index, None)
+        if replacement:
+            self._awaited.add(index)
+        if self.recipe.actors.in_flight > 1:
+            self._arm(index)
+
+    def offer(self, weights: Mapping[str, Weights]) -> None:
+        """Send these weights with the next requests; serialised once per version."""
+        old = {p: w.version for p, w in self._weights.items()}
+        self._weights = dict(weights)
+        if old != self._versions():
+            self._payload = None
+
+    def poll(self) -> Sequence[tuple[str, Fragment]]:
+        """Return the fragments that are ready, waiting a tenth of a second at most."""
+        for index in self.actors:
+            self._arm(index)
+        if not self._calls:
+            time.sleep(0.02)
+            return []
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.1)
+        if ready and len(self._calls) > 1:
+            ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        fragments = [f for call in ready if (f := self._settle(call)) is not None]
+        if not ready:
+            self._look_for_silence()
+        return fragments
+
+    def _settle(self, call: Any) -> tuple[str, Fragment] | None:
+        index, _ = self._calls.pop(call)
+        try:
+            fragment: Fragment = unpack(ray.get(call))
+        except RayTaskError as error:
+            self._drop(Lost(index, str(error), application_error=True))
+            return None
+        except RayActorError:
+            self._drop(Lost(index, "died", application_error=False))
+            return None
+        if index in self._awaited:
+            self._awaited.discard(index)
+            self.back.append(index)
+        if self.recipe.actors.in_flight > 1:
+            self._arm(index)
+        return f"actor-{index}", fragment
+
+    def _arm(self, index: int) -> None:
+        actor = self.actors.get(index)
+        if actor is None:
+            return
+        on_their_way = sum(1 for i, _ in self._calls.values() if i == index)
+        progress = next(iter(self._weights.values())).progress if self._weights else 0.0
+        while on_their_way < self.recipe.actors.in_flight:
+            payload = None
+            if self._sent_versions.get(index) != self._versions():
+                payload = self._packed()
+                self._sent_versions[index] = self._versions()
+            self._calls[actor.fragment.remote(payload, progress)] = (index, time.monotonic())
+            on_their_way += 1
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        return {p: w.version for p, w in self._weights.items()}
+
+    def _packed(self) -> Any:
+        if self._payload is None:
+            arrays = [w.flat for w in self._weights.values()]
+            packed = pack(self._weights, arrays)
+            self._payload = packed if sum(a.nbytes for a in arrays) < INLINE_BYTES else ray.put(packed)
+        return self._payload
+
+    def _look_for_silence(self) -> None:
+        oldest: dict[int, float] = {}
+        for index, sent in self._calls.values():
+            oldest[index] = min(sent, oldest.get(index, sent))
+        for index, sent in oldest.items():
+            if time.monotonic() - sent > self.recipe.actors.hang_timeout_s and index in self.actors:
+                self._drop(Lost(index, "hung", application_error=False))
+
+    def _drop(self, lost: Lost) -> None:
+        """Forget an actor and everything on its way, once."""
+        if lost.index not in self.actors:
+            return
+        del self.actors[lost.index]
+        self._awaited.discard(lost.index)
+        self._calls = {call: entry for call, entry in self._calls.items() if entry[0] != lost.index}
+        self.lost.append(lost)
+
+
+class ColocatedLearner:
+    """Wraps a Trainer; the runtime makes a Ray actor of it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        groups: Mapping[str, GroupSpec],
+        *,
+        device: str,
+        compile_updates: int,
+        threads: int,
+        epoch: int,
+        resume: Path | None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.recipe = recipe
+        self.source = RemoteSource(recipe)
+        learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
+        self.trainer = make_trainer(recipe, learner, groups, self.source, stream_seed(recipe, SHARDS, 0))
+        if resume is not None:
+            checkpoints.verify(resume)
+            self.trainer.load(resume)
+        learner.epoch += epoch
+        self.restored = {"env_steps": self.trainer.counters.env_steps, "updates": learner.updates}
+        self.board: Any = None
+        self._published_at = 0.0
+        self._publishing: Any = None
+        self.source.offer(learner.all_weights(self.trainer.progress))
+
+    def pid(self) -> int:
+        """Process id, for kill tests and for people."""
+        return os.getpid()
+
+    def run_for(self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any) -> LearnerReport:
+        """Train for about this long, or until the budget is spent or an actor is lost.
+
+        Args:
+            seconds: wall time.
+            actors: new or replaced actors: index -> (handle, whether it replaces a lost one).
+            board: where weights go.
+        """
+        for index, (actor, replacement) in actors.items():
+            if replacement:
+                for shard in self.trainer.shards.values():
+                    shard.writer_gone(f"actor-{index}")
+            self.source.add(index, actor, replacement=replacement)
+        if board is not self.board:
+            self.board, self._publishing, self._published_at = board, None, 0.0
+        until = time.monotonic() + seconds
+        board_lost = False
+        while time.monotonic() < until and not self.trainer.done and not self.source.lost:
+            self.trainer.turn()
+            board_lost = board_lost or self._publish()
+        if self.trainer.done:
+            self._published_at = 0.0
+            board_lost = board_lost or self._publish()
+        lost, self.source.lost = self.source.lost, []
+        back, self.source.back = self.source.back, []
+        return LearnerReport(
+            row=self.trainer.report(),
+            restored=self.restored,
+            lag=dict(self.trainer.lag.counts),
+            finished=self.trainer.take_finished(),
+            lost=lost,
+            back=back,
+            board_lost=board_lost,
+            done=self.trainer.done,
+        )
+
+    def _publish(self) -> bool:
+        """Send weights to the board when it is time; never waits. Returns True if the board is gone."""
+        if self._publishing is not None:
+            ready, _ = ray.wait([self._publishing], timeout=0)
+            if not ready:
+                return False
+            call, self._publishing = self._publishing, None
+            try:
+                ray.get(call)
+            except RayActorError:
+                return True
+        if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
+            self._published_at = time.monotonic()
+            self._publishing = self.board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress))
+        return False
+
+    def weights(self) -> dict[str, Weights]:
+        """Return the present weights of every policy."""
+        return self.trainer.learner.all_weights(self.trainer.progress)
+
+    def save(self, root: Path, trees: Mapping[str, Any], wait: bool) -> None:
+        """Write a checkpoint; learner and replay are one unit here, so both are of the same moment."""
+        self.trainer.save(root, trees, wait=wait)

@@ -1,0 +1,127 @@
+"""The supervisor: makes processes, replaces dead ones, and knows when a run must not go on.
+
+A process death is answered by a new process, within a budget per ten minutes. An application error (a traceback from
+our own or the user's code) is answered once; the same traceback again from the same kind of place stops the run, because
+a restart would only repeat it. Every process is one Ray actor without Ray's own restarts: the supervisor decides what a
+replacement is told (a new incarnation, a checkpoint, an empty board).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from seqrl_ray.errors import WorkerError
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.actor import RolloutActor
+from seqrl_ray.runtime.evaluator import Evaluator
+from seqrl_ray.runtime.weight_board import WeightBoard
+
+WINDOW_S = 600.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass
+class Budget:
+    """Deaths that a run survives: at most `limit` in ten minutes, and no application error twice."""
+
+    limit: int
+    deaths: deque[float] = field(default_factory=deque)
+    errors: set[str] = field(default_factory=set)
+
+    def death(self, what: str) -> None:
+        """Count the death of a process.
+
+        Raises: WorkerError: more died in ten minutes than the recipe allows.
+        """
+        now = time.monotonic()
+        self.deaths.append(now)
+        while self.deaths and now - self.deaths[0] > WINDOW_S:
+            self.deaths.popleft()
+        if len(self.deaths) > self.limit:
+            raise WorkerError(
+                f"actors.max_restarts_per_10_min={self.limit} is used up by the death of {what}: something kills the "
+                "processes of this run. Look at memory and at the node's log, or raise the budget."
+            )
+
+    def application_error(self, what: str, traceback: str) -> None:
+        """Count an application error.
+
+        Raises: WorkerError: the same error came from the same place before; carries the worker's traceback.
+        """
+        place = f"{what}\n{_fingerprint(traceback)}"
+        if place in self.errors:
+            raise WorkerError(f"the same error twice from {what}, so a restart does not cure it:\n{traceback}")
+        self.errors.add(place)
+
+
+def _fingerprint(traceback: str) -> str:
+    """The frames and the error of a traceback without what changes from process to process (ids, addresses)."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', traceback)
+    last = traceback.strip().splitlines()[-1] if traceback.strip() else ""
+    return f"{frames[-3:]} {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', last)}"
+
+
+class Supervisor:
+    """Makes and ends the processes of one run."""
+
+    def __init__(self, recipe: Recipe, *, actor_cpus: float) -> None:
+        self.recipe = recipe
+        self.actor_cpus = actor_cpus
+        self.budget = Budget(recipe.actors.max_restarts_per_10_min)
+        self.incarnations = dict.fromkeys(range(recipe.actors.count), -1)
+        self.actors: dict[int, Any] = {}
+        self.board: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """Incarnations in use, for a checkpoint."""
+        return {"incarnations": {str(i): n for i, n in self.incarnations.items()}}
+
+    def go_on_from(self, state: Mapping[str, Any], *, exact: bool) -> None:
+        """Make actors of incarnations the replay has not seen; or of the same ones, if their streams go on exactly."""
+        for index, number in state["incarnations"].items():
+            if int(index) in self.incarnations:
+                self.incarnations[int(index)] = int(number) - 1 if exact else int(number)
+
+    def make_actor(self, index: int) -> Any:
+        """Start rollout actor `index` (anew); it is not ready yet when this returns."""
+        self.incarnations[index] += 1
+        remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env={"env_vars": ONE_THREAD})
+        self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index])
+        return self.actors[index]
+
+    def make_board(self) -> Any:
+        """Start an empty weight board."""
+        self.board = ray.remote(WeightBoard).options(num_cpus=0, runtime_env={"env_vars": ONE_THREAD}).remote()
+        return self.board
+
+    def make_evaluator(self, cpus: float) -> Any:
+        """Start an evaluator."""
+        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env={"env_vars": ONE_THREAD})
+        return remote.remote(self.recipe)
+
+    def end(self, actor: Any) -> None:
+        """End a process of ours, dead or alive."""
+        ray.kill(actor, no_restart=True)
+
+    def board_is_gone(self) -> bool:
+        """Whether the board's process has died."""
+        try:
+            ray.get(self.board.pid.remote(), timeout=30.0)
+        except RayActorError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """End every rollout actor and the board."""
+        for actor in [*self.actors.values(), *([self.board] if self.board is not None else [])]:
+            self.end(actor)
+        self.actors.clear()
+        self.board = None

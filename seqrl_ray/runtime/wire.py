@@ -1,0 +1,31 @@
+"""How messages travel between Ray actors.
+
+A small message goes as one bytes blob: Ray's own treatment of many little arrays costs more than the arrays. A large one
+goes as it is, so that its arrays lie in shared memory and are read without a copy (read-only there).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+from seqrl_ray.types import Array, Fragment
+
+INLINE_BYTES = 90_000
+"""Ray keeps replies up to 100 KB inside the message itself; larger ones take the way through the object store."""
+
+
+def pack(message: Any, arrays: Iterable[Array]) -> Any:
+    """Return `message` as bytes if its `arrays` are small, else as it is."""
+    return pickle.dumps(message, protocol=5) if sum(a.nbytes for a in arrays) < INLINE_BYTES else message
+
+
+def unpack(message: Any) -> Any:
+    """Undo `pack`."""
+    return pickle.loads(message) if isinstance(message, bytes) else message
+
+
+def pack_fragment(fragment: Fragment) -> Any:
+    """Pack a fragment."""
+    return pack(fragment, (a for t in fragment.trajectories for a in t.columns.values()))

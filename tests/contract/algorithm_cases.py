@@ -1,0 +1,142 @@
+"""Groups and batches for the algorithm contract suite: vector, masked multi-agent and stacked-image observations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from seqrl_ray.algorithms import make_algorithm, settings_class
+from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.types import (
+    ActInput,
+    ActionSpec,
+    ArraySpec,
+    GroupSpec,
+    ItemIds,
+    SampleSpec,
+    Slot,
+    Transitions,
+    Windows,
+)
+
+U, B = 3, 5
+
+
+def discrete_group(obs: ArraySpec, actions: int, own: tuple[int, ...], frame_stack: int = 1) -> GroupSpec:
+    slots = tuple(Slot(env=i, agent="agent", obs_size=obs.size, num_actions=n) for i, n in enumerate(own))
+    return GroupSpec(
+        policy_id="shared",
+        slots=slots,
+        obs=obs,
+        action=ActionSpec("discrete", n=actions),
+        frame_stack=frame_stack,
+        masked=any(n < actions for n in own),
+    )
+
+
+GROUPS = {
+    "vector": discrete_group(ArraySpec((6,), "float32"), 3, own=(3, 3, 3, 3)),
+    "masked": discrete_group(ArraySpec((5,), "float32"), 4, own=(4, 2, 3, 1)),
+    "image": discrete_group(ArraySpec((12, 12), "uint8"), 3, own=(3, 3), frame_stack=2),
+}
+BOX = GroupSpec(
+    policy_id="shared",
+    slots=tuple(Slot(env=i, agent="agent", obs_size=4, num_actions=0) for i in range(3)),
+    obs=ArraySpec((4,), "float32"),
+    action=ActionSpec("box", shape=(2,), low=(-1.0, 0.0), high=(1.0, 5.0)),
+)
+
+
+def build(name: str, group: GroupSpec, seed: int = 0, **kwargs: Any) -> Algorithm:
+    return make_algorithm(name, settings_class(name)(**kwargs), group, seed=seed)
+
+
+def legal_of(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any] | None:
+    """A mask with at least action 0 legal in every row."""
+    if not group.masked:
+        return None
+    legal = rng.random((*shape, group.action.n)) < 0.5
+    legal[..., 0] = True
+    return legal
+
+
+def observations(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    spec = group.policy_obs
+    if spec.dtype == "uint8":
+        return rng.integers(0, 256, (*shape, *spec.shape), dtype=np.uint8)
+    return rng.normal(size=(*shape, *spec.shape)).astype(spec.dtype)
+
+
+def act_input(algorithm: Algorithm, group: GroupSpec, seed: int, first: bool = True, progress: float = 0.5) -> ActInput:
+    rng = np.random.default_rng(seed)
+    slots = len(group.slots)
+    column = group.action.column
+    legal = None
+    if group.masked:
+        legal = np.arange(group.action.n) < np.array([[s.num_actions] for s in group.slots])
+    return ActInput(
+        obs=observations(group, (slots,), rng),
+        prev_action=np.zeros((slots, *column.shape), column.dtype),
+        prev_reward=np.zeros(slots, np.float32),
+        is_first=np.full(slots, first),
+        legal=legal,
+        slot_params=algorithm.slot_params(progress, np.arange(slots), slots),
+        rng=np.random.default_rng(seed + 1),
+    )
+
+
+def make_batch(spec: SampleSpec, group: GroupSpec, seed: int, u: int = U, b: int = B) -> Transitions | Windows:
+    """Random items of the declared view; windows are between one step and K long, the rest padding."""
+    rng = np.random.default_rng(seed)
+    ids = ItemIds(np.zeros(u * b, np.int32), np.arange(u * b), np.zeros(u * b, np.int64))
+    weight = rng.uniform(0.2, 1.0, (u, b)).astype(np.float32)
+    probability, counter = np.full((u, b), 0.01), np.zeros((u, b), np.int64)
+    extra = {c.name: rng.normal(size=(u, b, *c.array.shape)).astype(c.array.dtype) for c in spec.extra}
+    if spec.view == "transitions":
+        legal_tm1, legal_t = legal_of(group, (u, b), rng), legal_of(group, (u, b), rng)
+        return Transitions(
+            obs_tm1=observations(group, (u, b), rng),
+            action_tm1=np.zeros((u, b), np.int64) if group.masked else rng.integers(0, group.action.n, (u, b)),
+            reward_t=rng.normal(size=(u, b)).astype(np.float32),
+            discount_t=(spec.gamma * (rng.random((u, b)) < 0.8)).astype(np.float32),
+            obs_t=observations(group, (u, b), rng),
+            probability=probability,
+            weight=weight,
+            weights_counter=counter,
+            ids=ids,
+            legal_tm1=legal_tm1,
+            legal_t=legal_t,
+            extra=extra,
+        )
+    k = spec.window_steps
+    length = rng.integers(spec.burn_in_steps + 1, k + 1, (u, b, 1))
+    step = np.arange(k)
+    valid = step < length
+    legal = legal_of(group, (u, b, k), rng)
+    action = np.zeros((u, b, k), np.int64) if group.masked else rng.integers(0, group.action.n, (u, b, k))
+    return Windows(
+        obs=zeroed(observations(group, (u, b, k), rng), valid),
+        action=zeroed(action, valid),
+        reward=zeroed(rng.normal(size=(u, b, k)).astype(np.float32), valid),
+        terminated=(step == length - 1) & (rng.random((u, b, 1)) < 0.5),
+        truncated=np.zeros((u, b, k), bool),
+        valid=valid,
+        learn=valid & (step >= spec.burn_in_steps),
+        timestep=zeroed(np.broadcast_to(step, (u, b, k)).astype(np.int64), valid),
+        is_first=np.broadcast_to(step == 0, (u, b, k)).copy(),
+        next_obs=observations(group, (u, b), rng),
+        return_to_go=zeroed(rng.normal(size=(u, b, k)).astype(np.float32), valid) if spec.returns else None,
+        probability=probability,
+        weight=weight,
+        weights_counter=counter,
+        ids=ids,
+        legal=None if legal is None else legal & valid[..., None],
+        next_legal=legal_of(group, (u, b), rng),
+        extra=extra,
+    )
+
+
+def zeroed(values: np.ndarray[Any, Any], valid: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    mask = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+    return np.where(mask, values, np.zeros((), values.dtype))

@@ -1,0 +1,267 @@
+"""The contract of `seqrl_ray.algorithms.contract`, held by every registered algorithm on every kind of observation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from algorithm_cases import BOX, GROUPS, B, U, act_input, build, make_batch
+
+from seqrl_ray.algorithms import names, settings_class
+from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.loops.feed import feed
+from seqrl_ray.settings import mutable_keys
+from seqrl_ray.types import GroupSpec, Transitions, Update, Windows
+
+LEARNERS = [name for name in names() if build(name, GROUPS["vector"]).learns]
+WINDOWED = [name for name in LEARNERS if build(name, GROUPS["vector"]).sample_spec().view == "windows"]
+
+
+@pytest.fixture(params=GROUPS)
+def group(request: pytest.FixtureRequest) -> GroupSpec:
+    return GROUPS[request.param]
+
+
+def run_update(algorithm: Algorithm, batch: Transitions | Windows) -> Update:
+    return algorithm.update(feed(batch, "cpu"), algorithm.hparams(0.0))
+
+
+def cut(batch: Any, index: Any) -> Any:
+    """The minibatches `index` of a batch, every column of it."""
+    changed = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if item.name == "extra":
+            changed[item.name] = {name: column[index] for name, column in value.items()}
+        elif value is not None and item.name != "ids":
+            changed[item.name] = value[index]
+    return replace(batch, **changed)
+
+
+def assert_same_learned(a: Algorithm, b: Algorithm) -> None:
+    left, right = a.learned(), b.learned()
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("mode", ["explore", "greedy"])
+def test_actions_are_legal_and_extras_are_the_declared_columns(name: str, mode: Any, group: GroupSpec) -> None:
+    algorithm = build(name, group)
+    state = algorithm.initial_state(len(group.slots))
+    declared = {c.name: c.array for c in algorithm.sample_spec().extra}
+    seen = set()
+    for step in range(12):
+        inputs = act_input(algorithm, group, seed=step, first=step == 0, progress=0.0)
+        action, state, extras = algorithm.act(inputs, state, mode)
+        assert action.shape == (len(group.slots),) and action.dtype == np.int64
+        assert all(0 <= a < s.num_actions for a, s in zip(action, group.slots, strict=True))
+        assert {k: (v.shape[1:], str(v.dtype)) for k, v in extras.items()} == {
+            k: (v.shape, v.dtype) for k, v in declared.items()
+        }
+        assert all(len(v) == len(group.slots) for v in extras.values())
+        seen.add(tuple(action))
+    assert len(seen) > 1 or mode == "greedy"
+
+
+@pytest.mark.parametrize("name", names())
+def test_acting_is_a_function_of_its_arguments(name: str, group: GroupSpec) -> None:
+    algorithm = build(name, group)
+    slots = len(group.slots)
+    first = act_input(algorithm, group, seed=1)
+    again = act_input(algorithm, group, seed=1)
+    used = algorithm.act(act_input(algorithm, group, seed=9), algorithm.initial_state(slots), "explore")[1]
+    action, _, _ = algorithm.act(first, algorithm.initial_state(slots), "explore")
+    other, _, _ = algorithm.act(again, used, "explore")  # is_first: what went before must not matter
+    np.testing.assert_array_equal(action, other)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_slots_do_not_see_one_another(name: str) -> None:
+    group = GROUPS["masked"]
+    algorithm = build(name, group)
+    inputs = act_input(algorithm, group, seed=3)
+    order = np.array([2, 0, 3, 1])
+    assert inputs.legal is not None
+    shuffled = replace(
+        inputs,
+        obs=inputs.obs[order],
+        legal=inputs.legal[order],
+        slot_params={k: v[order] for k, v in inputs.slot_params.items()},
+    )
+    action, _, _ = algorithm.act(inputs, algorithm.initial_state(4), "greedy")
+    moved, _, _ = algorithm.act(shuffled, algorithm.initial_state(4), "greedy")
+    np.testing.assert_array_equal(action[order], moved)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_discrete_learners_refuse_continuous_actions(name: str) -> None:
+    with pytest.raises(RecipeError, match="continuous"):
+        build(name, BOX)
+
+
+def test_random_draws_inside_the_box() -> None:
+    algorithm = build("random", BOX)
+    draws = np.stack([algorithm.act(act_input(algorithm, BOX, seed), None, "explore")[0] for seed in range(200)])
+    assert draws.shape == (200, 3, 2) and draws.dtype == np.float32
+    assert (draws >= [-1.0, 0.0]).all() and (draws <= [1.0, 5.0]).all()
+    np.testing.assert_allclose(draws.mean((0, 1)), [0.0, 2.5], atol=0.3)
+
+
+@pytest.mark.parametrize("name", names())
+def test_slot_params_have_one_value_per_slot(name: str) -> None:
+    algorithm = build(name, GROUPS["vector"])
+    for value in algorithm.slot_params(0.3, np.array([5, 0, 7]), 8).values():
+        assert value.shape == (3,) and value.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", names())
+def test_weights_go_round_as_a_float32_copy(name: str) -> None:
+    group = GROUPS["vector"]
+    maker, taker = build(name, group, seed=0), build(name, group, seed=1)
+    flat = maker.weights()
+    assert flat.dtype == np.float32 and flat.ndim == 1
+    taker.load_weights(flat)
+    inputs = act_input(maker, group, seed=2)
+    left = maker.act(inputs, maker.initial_state(4), "greedy")[0]
+    right = taker.act(act_input(taker, group, seed=2), taker.initial_state(4), "greedy")[0]
+    np.testing.assert_array_equal(left, right)
+    np.testing.assert_array_equal(taker.weights(), flat)
+    flat += 1.0  # a copy: nobody's parameters move
+    np.testing.assert_array_equal(maker.weights(), taker.weights())
+    with pytest.raises(CheckpointError, match="weights has shape"):
+        taker.load_weights(np.zeros(len(flat) + 1, np.float32))
+
+
+@pytest.mark.parametrize("name", names())
+def test_equal_seeds_give_equal_weights_whatever_torch_did_before(name: str) -> None:
+    import torch
+
+    first = build(name, GROUPS["vector"], seed=4).weights()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    second = build(name, GROUPS["vector"], seed=4).weights()
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(before, torch.get_rng_state())  # and leaves the global generator alone
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_update_gives_one_priority_per_item(name: str, group: GroupSpec) -> None:
+    algorithm = build(name, group)
+    before = algorithm.weights()
+    update = run_update(algorithm, make_batch(algorithm.sample_spec(), group, seed=0))
+    assert update.priorities.shape == (U, B) and update.priorities.dtype == np.float32
+    assert (update.priorities >= 0.0).all() and np.isfinite(update.priorities).all()
+    assert {"loss", "grad_norm"} <= update.metrics.keys()
+    assert all(isinstance(v, float) and np.isfinite(v) for v in update.metrics.values())
+    assert algorithm.updates == U
+    assert (algorithm.weights() != before).any()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_one_call_of_u_updates_is_u_calls_of_one(name: str, group: GroupSpec) -> None:
+    together, apart = build(name, group), build(name, group)
+    batch = make_batch(together.sample_spec(), group, seed=1)
+    whole = run_update(together, batch)
+    parts = [run_update(apart, cut(batch, slice(u, u + 1))) for u in range(U)]
+    np.testing.assert_array_equal(whole.priorities, np.concatenate([p.priorities for p in parts]))
+    assert_same_learned(together, apart)
+    assert together.private() == apart.private()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_saved_state_gives_the_same_next_update_bit_for_bit(name: str) -> None:
+    group = GROUPS["masked"]
+    original, restored = build(name, group, seed=0), build(name, group, seed=5)
+    spec = original.sample_spec()
+    run_update(original, make_batch(spec, group, seed=2))
+    original.set_hparams({"learning_rate": 0.0005})
+    restored.load_learned(original.learned())
+    restored.load_private(json.loads(json.dumps(original.private())))
+    batch = make_batch(spec, group, seed=3)
+    first, second = run_update(original, batch), run_update(restored, batch)
+    np.testing.assert_array_equal(first.priorities, second.priorities)
+    assert first.metrics == second.metrics
+    assert_same_learned(original, restored)
+    assert original.private() == restored.private()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_an_exploit_copies_what_was_learned_and_not_the_hyper_parameters(name: str) -> None:
+    group = GROUPS["vector"]
+    winner, loser = build(name, group, seed=0), build(name, group, seed=1)
+    run_update(winner, make_batch(winner.sample_spec(), group, seed=0))
+    loser.set_hparams({"learning_rate": 0.002})
+    loser.load_learned(winner.learned())
+    assert_same_learned(winner, loser)
+    assert loser.hparams(0.0)["learning_rate"] == 0.002
+    assert loser.updates == 0
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("part", ["learned", "private"])
+def test_state_of_another_algorithm_is_refused_by_name(name: str, part: str) -> None:
+    algorithm = build(name, GROUPS["vector"])
+    values = getattr(algorithm, part)()
+    values["stranger"] = values.pop(next(iter(values)))
+    with pytest.raises(CheckpointError, match=f"{part} holds .*stranger"):
+        getattr(algorithm, f"load_{part}")(values)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_priorities_follow_a_permutation_of_the_batch(name: str) -> None:
+    group = GROUPS["masked"]
+    algorithm, shuffled = build(name, group), build(name, group)
+    batch = make_batch(algorithm.sample_spec(), group, seed=4, u=1)
+    order = np.array([3, 1, 4, 0, 2])
+    plain = run_update(algorithm, batch).priorities
+    moved = run_update(shuffled, cut(batch, (slice(None), order))).priorities
+    np.testing.assert_allclose(plain[:, order], moved, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(algorithm.weights(), shuffled.weights(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_poison_behind_the_masks_changes_nothing(name: str, group: GroupSpec) -> None:
+    clean, poisoned = build(name, group), build(name, group)
+    spec = clean.sample_spec()
+    batch = make_batch(spec, group, seed=5)
+    assert isinstance(batch, Windows) and not batch.valid.all()
+    behind = ~batch.valid
+    changes: dict[str, Any] = {"reward": np.where(behind, np.nan, batch.reward).astype(np.float32)}
+    if batch.obs.dtype == np.float32:
+        changes["obs"] = np.where(behind[..., None], np.nan, batch.obs).astype(np.float32)
+    if batch.return_to_go is not None:
+        changes["return_to_go"] = np.where(behind, np.nan, batch.return_to_go).astype(np.float32)
+    first, second = run_update(clean, batch), run_update(poisoned, replace(batch, **changes))
+    np.testing.assert_array_equal(first.priorities, second.priorities)
+    assert first.metrics == second.metrics
+    assert_same_learned(clean, poisoned)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_hyper_parameters_are_the_mutable_keys_and_gamma_reaches_the_view(name: str) -> None:
+    algorithm = build(name, GROUPS["vector"])
+    keys = mutable_keys(settings_class(name))
+    assert set(algorithm.hparams(0.0)) == set(keys)
+    algorithm.set_hparams({"gamma": 0.5})
+    assert algorithm.sample_spec().gamma == 0.5 and algorithm.hparams(1.0)["gamma"] == 0.5
+    with pytest.raises(RecipeError, match=r"algorithm\.adam_eps is not mutable"):
+        algorithm.set_hparams({"adam_eps": 0.1})
+    with pytest.raises(RecipeError, match=r"algorithm\.learning_rate=-1.* is refused"):
+        algorithm.set_hparams({"learning_rate": -1.0})
+
+
+def test_random_refuses_to_learn() -> None:
+    algorithm = build("random", GROUPS["vector"])
+    batch = feed(make_batch(algorithm.sample_spec(), GROUPS["vector"], seed=0), "cpu")
+    with pytest.raises(RecipeError, match='algorithm.name="random" learns nothing'):
+        algorithm.update(batch, {})
+    for load in (algorithm.load_learned, algorithm.load_private):
+        load({})
+        with pytest.raises(CheckpointError, match="random has no state"):
+            load({"online": np.zeros(3)})
