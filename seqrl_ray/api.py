@@ -129,19 +129,16 @@ def checkpoint_weights(folder: Path, recipe: Recipe) -> tuple[int, dict[str, Wei
     Raises: CheckpointError: there is none, or it does not fit the recipe.
     """
     from seqrl_ray.loops import checkpoints
-    from seqrl_ray.types import Weights
 
     newest = checkpoints.latest(folder / "checkpoints")
     checkpoints.verify(newest)
-    saved = checkpoints.load(newest, "trainer")
-    policies = saved["learner"]["policies"]
-    if set(policies) != set(recipe.policies):
+    weights = checkpoints.acting_weights(newest)
+    if set(weights) != set(recipe.policies):
         raise CheckpointError(
-            f"{newest} has policies {sorted(policies)}, the recipe {sorted(recipe.policies)}: they cannot be matched. "
+            f"{newest} has policies {sorted(weights)}, the recipe {sorted(recipe.policies)}: they cannot be matched. "
             "Use the recipe the run was started with."
         )
-    weights = {p: Weights(p, 0, 0, state["acting"], 1.0) for p, state in policies.items()}
-    return int(saved["counters"]["env_steps"]), weights
+    return int(newest.name), weights
 
 
 def _one_of(local: bool, address: str | None) -> None:

@@ -127,8 +127,8 @@ class TrafficSettings(Settings):
 
     max_red_s: int = key(
         240,
-        "starvation guard of max_pressure, occupancy and greedy: a lane with a vehicle that saw no green "
-        "for this long is served next",
+        "starvation guard of max_pressure, occupancy and greedy: a lane, or what feeds it within sensing_m, "
+        "where a vehicle stood without green for this long is served next",
         unit="s",
         ge=1,
     )
@@ -164,10 +164,13 @@ class TrafficSettings(Settings):
                 f"decision_s={self.decision_s} must exceed yellow_s + all_red_s = {change_s}: "
                 "a phase would be left before it showed green. Raise decision_s."
             )
-        if self.max_green_s is not None and self.max_green_s < self.min_green_s + self.decision_s:
+        least_max_s = (
+            self.min_green_s + change_s + self.decision_s
+        )  # an episode's first green waits one change longer
+        if self.max_green_s is not None and self.max_green_s < least_max_s:
             raise ValueError(
-                f"max_green_s={self.max_green_s} is below min_green_s + decision_s = "
-                f"{self.min_green_s + self.decision_s}: no decision may fall between the two limits. "
+                f"max_green_s={self.max_green_s} is below min_green_s + yellow_s + all_red_s + decision_s = "
+                f"{least_max_s}: no decision may fall between the two limits. "
                 "Raise max_green_s."
             )
         if self.reward_samples > self.decision_s:

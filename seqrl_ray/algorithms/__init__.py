@@ -88,8 +88,8 @@ def make_algorithm(
         device: torch device; "auto" = CUDA where there is one.
         seed: of the first weights; equal seeds give equal weights whatever else happened in the process.
         compile_updates: updates fused into one compiled graph; 0 = eager.
-    Raises: RecipeError: the group's actions or observations do not fit the algorithm, or compiling was asked for
-        and cannot be done here.
+    Raises: RecipeError: the group's actions or observations do not fit the algorithm, or compiling was asked
+        for and cannot be done here.
     """
     import torch
 
@@ -108,7 +108,8 @@ def make_algorithm(
 def _parts(name: str) -> _Parts:
     if name not in _ALGORITHMS:
         raise RecipeError(
-            f"algorithm.name={name!r} is not an algorithm.{did_you_mean(name, _ALGORITHMS)} Known: {', '.join(names())}."
+            f"algorithm.name={name!r} is not an algorithm.{did_you_mean(name, _ALGORITHMS)} "
+            f"Known: {', '.join(names())}."
         )
     return _ALGORITHMS[name]
 

@@ -1,8 +1,9 @@
-"""Compiled updates: several steps of a `FlatLearner` in one graph, a few times faster than eager on a small network.
+"""Compiled updates: several steps of a `FlatLearner` in one graph, a few times faster than eager on a small
+network.
 
-The graph is `FlatLearner.steps` itself, unrolled over a fixed number of minibatches: the same equations in the same
-order as the eager path. Compiling takes tens of seconds the first time and about one afterwards, because the
-generated code is kept in the user's cache folder between runs; `pays` says when that is worth it.
+The graph is `FlatLearner.steps` itself, unrolled over a fixed number of minibatches: the same equations in
+the same order as the eager path. Compiling takes tens of seconds the first time and about one afterwards,
+because the generated code is kept in the user's cache folder between runs; `pays` says when that is worth it.
 Dims: k updates in one graph, B batch, P parameters.
 """
 
@@ -24,7 +25,7 @@ DEFAULT_UPDATES = 4
 """A longer graph runs hardly faster and compiles longer."""
 
 COMPILE_S = 30.0
-"""What a first compilation takes on a slow core: an upper estimate, so that `pays` never promises too much."""
+"""What a first compilation takes on a slow core: an upper estimate, to keep `pays` honest."""
 
 SPEEDUP = 2.5
 """What a compiled update gains on a small network: a lower estimate."""
@@ -61,8 +62,8 @@ def enable(algorithm: Any, updates: int = DEFAULT_UPDATES) -> None:
         )
     if algorithm.device.type == "cpu" and compiler() is None:
         raise RecipeError(
-            'learner.compile="on" needs a C++ compiler and none of $CXX, g++, clang++, c++ is on PATH: updates cannot be '
-            'compiled. Install one, or set learner.compile="auto" or "off".'
+            'learner.compile="on" needs a C++ compiler and none of $CXX, g++, clang++, c++ is on PATH: updates '
+            'cannot be compiled. Install one, or set learner.compile="auto" or "off".'
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqrl-ray" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))

@@ -1,7 +1,7 @@
 """What every algorithm is: the seam between the loops that move data and the equations that learn from it.
 
-An algorithm is pure torch: it declares the batch it wants (`sample_spec`), is handed it as device tensors, and gives
-back priorities and metrics. It never sees an environment, a replay shard or Ray.
+An algorithm is pure torch: it declares the batch it wants (`sample_spec`), is handed it as device tensors,
+and gives back priorities and metrics. It never sees an environment, a replay shard or Ray.
 The contract suite `tests/contract/test_algorithms.py` holds every registered algorithm to what is said here.
 Dims: S slots, U updates in one call, B batch, A actions, P parameters.
 """
@@ -65,8 +65,8 @@ class Algorithm(Protocol):
             inputs: what the slots know; all randomness comes from `inputs.rng`.
             state: what the last call (or `initial_state`) gave; slots with `is_first` start afresh.
             mode: "explore" draws with the slot's parameters, "greedy" takes the best action.
-        Returns: actions ([S] int64 or [S, *action] float32, legal), the next state, and the extra columns that
-            `sample_spec().extra` declares (name -> [S, ...], of the decision just taken).
+        Returns: actions ([S] int64 or [S, *action] float32, legal), the next state, and the extra columns
+            that `sample_spec().extra` declares (name -> [S, ...], of the decision just taken).
         """
         ...
 
@@ -99,7 +99,7 @@ class Algorithm(Protocol):
         ...
 
     def learned(self) -> dict[str, NDArray[Any]]:
-        """Return copies of all that learning has made: parameters, target, optimiser moments. An exploit copies it."""
+        """Return copies of what learning made (parameters, target, moments): what an exploit copies."""
         ...
 
     def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
@@ -117,20 +117,4 @@ class Algorithm(Protocol):
     @property
     def updates(self) -> int:
         """Updates done in all."""
-        ...
-
-
-class GradientAlgorithm(Algorithm, Protocol):
-    """An algorithm whose update is two pure functions, so that updates fuse and learners all-reduce in between."""
-
-    def gradients(
-        self, flat: Tensor, target: Tensor, minibatch: TensorBatch, hparams: Mapping[str, float]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (summed gradient [P], number of elements [], priorities [B]) of one minibatch without changing anything."""
-        ...
-
-    def apply(
-        self, optimiser: tuple[Tensor, ...], gradient: Tensor, scalars: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return the optimiser state after a step along the mean `gradient` [P]."""
         ...

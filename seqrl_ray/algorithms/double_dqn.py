@@ -1,7 +1,8 @@
 """Double DQN with n-step targets.
 
-Source: van Hasselt et al. (2016), arXiv:1509.06461. Departs from it: Adam, not RMSProp; n-step targets; the target
-network may be blended instead of copied; Huber loss instead of a clipped error (equal at huber_delta = 1).
+Source: van Hasselt et al. (2016), arXiv:1509.06461. Departs from it: Adam, not RMSProp; n-step targets; the
+target network may be blended instead of copied; Huber loss instead of a clipped error (equal at huber_delta =
+1).
 Reads Transitions; returns one priority per row, the absolute error. Dims: S slots, B batch, A actions.
 """
 
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 
 from seqrl_ray.algorithms.dqn_settings import DqnSettings
-from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, Terms, epsilon_greedy, epsilon_of_slots, greedy
+from seqrl_ray.algorithms.flat_learner import (
+    FlatLearner,
+    Forward,
+    Terms,
+    epsilon_greedy,
+    epsilon_of_slots,
+    greedy,
+)
 from seqrl_ray.losses.td import double_q_error, huber
 from seqrl_ray.types import ActInput, Array, IntArray, Mode, SampleSpec, TransitionTensors
 

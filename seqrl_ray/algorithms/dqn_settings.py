@@ -1,4 +1,4 @@
-"""Settings of `dqn` (and, under another class name, of `double_dqn`). Torch-free: every process reads recipes."""
+"""Settings of `dqn` and, under another class name, of `double_dqn`. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from seqrl_ray.settings import Settings, key
 class DqnSettings(Settings):
     """The `[algorithm]` table of the DQN family. "Share" = share of the run's step budget, in [0, 1]."""
 
-    hidden: tuple[int, ...] = key((128, 128), "widths of the hidden layers after the encoder's input", unit="units", min_length=1)
+    hidden: tuple[int, ...] = key(
+        (128, 128), "widths of the hidden layers after the encoder's input", unit="units", min_length=1
+    )
     dueling: bool = key(False, "split the head into a state value and advantages")
     layer_norm: bool = key(False, "normalise every hidden layer (after the linear map, before ReLU)")
 
@@ -18,14 +20,22 @@ class DqnSettings(Settings):
     n_step: int = key(1, "decisions summed before bootstrapping", unit="steps", ge=1, le=100)
 
     learning_rate: float = key(1e-3, "Adam step size until the decay begins", gt=0.0, le=1.0, mutable=True)
-    lr_decay_start: float = key(1.0, "share of the run after which the rate falls linearly; 1 = never", ge=0.0, le=1.0)
-    lr_end_fraction: float = key(0.0, "rate at the end of the run, as a fraction of learning_rate", ge=0.0, le=1.0)
+    lr_decay_start: float = key(
+        1.0, "share of the run after which the rate falls linearly; 1 = never", ge=0.0, le=1.0
+    )
+    lr_end_fraction: float = key(
+        0.0, "rate at the end of the run, as a fraction of learning_rate", ge=0.0, le=1.0
+    )
     adam_eps: float = key(1e-8, "Adam's epsilon", gt=0.0, le=1.0)
     max_grad_norm: float = key(10.0, "longer gradients are scaled down to this norm; 0 = never", ge=0.0)
     huber_delta: float = key(1.0, "errors beyond this count linearly; in reward units", gt=0.0)
 
-    target_tau: float = key(0.01, "share of the online network blended into the target per update; 0 = copies", ge=0.0, le=1.0)
-    target_period_updates: int = key(0, "the target is copied every this many updates; 0 = blended", unit="updates", ge=0)
+    target_tau: float = key(
+        0.01, "share of the online network blended into the target per update; 0 = copies", ge=0.0, le=1.0
+    )
+    target_period_updates: int = key(
+        0, "the target is copied every this many updates; 0 = blended", unit="updates", ge=0
+    )
 
     epsilon_start: float = key(1.0, "chance of a random action at the start", ge=0.0, le=1.0)
     epsilon_end: float = key(0.05, "chance of a random action after the decay", ge=0.0, le=1.0)

@@ -1,9 +1,11 @@
 """What the algorithms here share: learning on one flat parameter vector, and epsilon-greedy acting.
 
-All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend of the
-target network and a copy for the actors are each a few operations on that vector, whatever the network.
-Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, as torch.optim.Adam computes it; exploration by actor: Horgan et
-al. (2018), arXiv:1803.00933. Departs from the latter: the ladder's base may itself be annealed.
+All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend
+of the target network and a copy for the actors are each a few operations on that vector, whatever the
+network.
+Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, as torch.optim.Adam computes it; exploration by actor:
+Horgan et al. (2018), arXiv:1803.00933. Departs from the latter: the ladder's base may itself be annealed.
+Longer than a file should be, and one file, so that an algorithm and all it stands on stay one short read.
 Dims: S slots, U updates in one call, k updates in one graph, B batch, A actions, P parameters.
 """
 
@@ -80,7 +82,7 @@ class FusedSteps(Protocol):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """The settings keys of taking steps, described in the settings classes. Without a target key the target stays."""
+    """The settings keys of taking steps. Without a key for the target network, that one stays as it is."""
 
     learning_rate: float
     lr_decay_start: float
@@ -115,7 +117,9 @@ class FlatLearner(Generic[SettingsT]):
     pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
     learns: ClassVar[bool] = True
 
-    def __init__(self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu") -> None:
+    def __init__(
+        self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu"
+    ) -> None:
         self.settings = settings
         self.optimiser = Optimiser.of(settings)
         self.group = group
@@ -126,13 +130,15 @@ class FlatLearner(Generic[SettingsT]):
         self.state = LearnedState(online, target, torch.zeros_like(online), torch.zeros_like(online))
         self._gradient = torch.zeros_like(self.state.online)  # [P]
         self._layout = [(name, p.shape, p.numel()) for name, p in self.network.named_parameters()]
-        for parameter, view in zip(self.network.parameters(), self._split(self._gradient).values(), strict=True):
+        for parameter, view in zip(
+            self.network.parameters(), self._split(self._gradient).values(), strict=True
+        ):
             parameter.grad = view
         self.fused: FusedSteps | None = None
         self._updates = 0
         self._adam_steps = 0
 
-    # ------------------------------------------------------------------------------------------ what a subclass gives
+    # ------------------------------------------------------------------------ what a subclass gives
 
     def loss(self, online: Forward, target: Forward, minibatch: Any) -> Terms:
         """Return the loss of one minibatch.
@@ -144,7 +150,7 @@ class FlatLearner(Generic[SettingsT]):
         """
         raise NotImplementedError
 
-    # ----------------------------------------------------------------------------------------------- hyper-parameters
+    # ----------------------------------------------------------------------------- hyper-parameters
 
     @property
     def updates(self) -> int:
@@ -171,7 +177,7 @@ class FlatLearner(Generic[SettingsT]):
         self.settings = parse(type(self.settings), {**self.settings.model_dump(), **values}, "algorithm")
         self.optimiser = Optimiser.of(self.settings)
 
-    # --------------------------------------------------------------------------------------------------------- learning
+    # ------------------------------------------------------------------------------------- learning
 
     def update(self, batch: Any, hparams: Mapping[str, float]) -> Update:
         """Take one gradient step per minibatch of `batch` [U, B, ...], in order.
@@ -184,7 +190,9 @@ class FlatLearner(Generic[SettingsT]):
         done = 0
         while self.fused is not None and total - done >= self.fused.updates:
             some = slice(done, done + self.fused.updates)
-            parts.append(self._take_over(self.fused(self.state, change(batch, itemgetter(some)), scalars[some])))
+            parts.append(
+                self._take_over(self.fused(self.state, change(batch, itemgetter(some)), scalars[some]))
+            )
             done = some.stop
         rest = change(batch, itemgetter(slice(done, None)))
         for minibatch, row in zip(unbind(rest, total - done), scalars[done:], strict=True):
@@ -192,7 +200,9 @@ class FlatLearner(Generic[SettingsT]):
         self._updates += total
         self._adam_steps += total
         names = list(parts[0].metrics)
-        means = torch.stack([torch.cat([p.metrics[name] for p in parts]).mean() for name in names]).tolist()  # [M]
+        means = torch.stack(
+            [torch.cat([p.metrics[name] for p in parts]).mean() for name in names]
+        ).tolist()  # [M]
         return Update(
             priorities=torch.cat([p.priorities for p in parts]).cpu().numpy(),  # [U, B]
             metrics=dict(zip(names, means, strict=True)),
@@ -208,7 +218,8 @@ class FlatLearner(Generic[SettingsT]):
     def apply(
         self, state: LearnedState, gradient: Tensor, scalars: Sequence[float] | Tensor
     ) -> tuple[LearnedState, Tensor]:
-        """Return the state after one clipped step of Adam and of the target network, and the norm of `gradient`. Pure.
+        """Return the state after one clipped step of Adam and of the target network, and the norm of
+        `gradient`. Pure.
 
         Args:
             state: before.
@@ -248,7 +259,7 @@ class FlatLearner(Generic[SettingsT]):
         return Progress(state, torch.stack(priorities), stacked)  # [k, B]
 
     def _backward(self, online: Tensor, target: Tensor, minibatch: Any) -> Gradients:
-        """Do what `gradients` does, at the present parameters only: by the modules' own backward, at half the overhead."""
+        """Do what `gradients` does, at the present parameters only, by the modules' own cheaper backward."""
         summed, aux = self._summed(self.network, self.target_network, minibatch)
         self._gradient.zero_()
         summed.backward()  # type: ignore[no-untyped-call]
@@ -263,7 +274,7 @@ class FlatLearner(Generic[SettingsT]):
         return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
 
     def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float]]:
-        """Return (step size, root of bias correction 2, target share) of the next `count` updates, in float64."""
+        """Return (step size, root of bias correction 2, target share) of the next `count` updates."""
         return [
             (
                 learning_rate / (1.0 - BETA1 ** (self._adam_steps + i)),
@@ -290,7 +301,7 @@ class FlatLearner(Generic[SettingsT]):
         parts = torch.split(flat, [numel for _, _, numel in self._layout])
         return {name: part.view(shape) for (name, shape, _), part in zip(self._layout, parts, strict=True)}
 
-    # ------------------------------------------------------------------------------------------------------------ state
+    # ---------------------------------------------------------------------------------------- state
 
     def weights(self) -> NDArray[np.float32]:
         """Return a copy of the online parameters, flat [P]."""
@@ -326,8 +337,8 @@ class FlatLearner(Generic[SettingsT]):
     def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
         if tuple(values.shape) != tuple(vector.shape):
             raise CheckpointError(
-                f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: they belong to another "
-                "network. Load them into the recipe they were made with."
+                f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: they belong to "
+                "another network. Load them into the recipe they were made with."
             )
         vector.copy_(torch.as_tensor(np.array(values, dtype=np.float32)))
 
@@ -362,12 +373,12 @@ def expect_names(what: str, values: Mapping[str, Any], names: set[str]) -> None:
     """Raise CheckpointError unless `values` has exactly these names."""
     if set(values) != names:
         raise CheckpointError(
-            f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: the state belongs "
-            "to another algorithm. Load it into the recipe it was made with."
+            f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: the state "
+            "belongs to another algorithm. Load it into the recipe it was made with."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------- acting
+# ------------------------------------------------------------------------------------------- acting
 
 
 def epsilon_of_slots(
@@ -394,7 +405,7 @@ def epsilon_of_slots(
 
 
 def greedy(q: FloatArray, legal: BoolArray | None) -> IntArray:
-    """Return the best legal action of each slot, [S] int64; the lowest index on a tie, 0 where nothing is legal."""
+    """Return each slot's best legal action, [S] int64: the lowest on a tie, 0 where nothing is legal."""
     best: IntArray = (q if legal is None else np.where(legal, q, -np.inf)).argmax(1)  # [S]
     return best
 

@@ -1,4 +1,5 @@
-"""The random policy: every legal action alike. It learns nothing; recipes without a learner and baselines use it.
+"""The random policy: every legal action alike. It learns nothing; recipes without a learner and baselines use
+it.
 
 Dims: S slots, A actions.
 """
@@ -23,14 +24,16 @@ class Random:
     learns: ClassVar[bool] = False
     updates = 0
 
-    def __init__(self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu") -> None:
+    def __init__(
+        self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu"
+    ) -> None:
         self.settings = settings
         self.group = group
         self.device = device
         if group.action.kind == "box" and not np.isfinite([*group.action.low, *group.action.high]).all():
             raise RecipeError(
-                f"policies.{group.policy_id}: the action box has an infinite bound: nothing can be drawn uniformly "
-                "from it. Choose another algorithm.name, or bound the environment's actions."
+                f"policies.{group.policy_id}: the action box has an infinite bound: nothing can be drawn "
+                "uniformly from it. Choose another algorithm.name, or bound the environment's actions."
             )
 
     def sample_spec(self) -> SampleSpec:
@@ -49,7 +52,9 @@ class Random:
         """Draw one action per slot, in both modes."""
         action, slots = self.group.action, len(inputs.obs)
         if action.kind == "box":
-            low, high = (np.asarray(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high))
+            low, high = (
+                np.asarray(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high)
+            )
             drawn = inputs.rng.random((slots, *action.shape), dtype=np.float32)  # [S, *action]
             return np.clip(low + drawn * (high - low), low, high), None, {}
         if inputs.legal is None:
@@ -64,7 +69,9 @@ class Random:
     def set_hparams(self, values: Mapping[str, float]) -> None:
         """Refuse any. Raises: RecipeError."""
         if values:
-            raise RecipeError(f"algorithm.{next(iter(values))} is not a setting of random: it has none. Leave it out.")
+            raise RecipeError(
+                f"algorithm.{next(iter(values))} is not a setting of random: it has none. Leave it out."
+            )
 
     def update(self, batch: Any, hparams: Mapping[str, float]) -> Update:
         """Refuse. Raises: RecipeError: always."""
@@ -105,6 +112,6 @@ class Random:
 def _expect_empty(what: str, values: Mapping[str, Any]) -> None:
     if values:
         raise CheckpointError(
-            f"{what} holds {', '.join(sorted(values))}, random has no state: it belongs to another algorithm. "
-            "Load it into the recipe it was made with."
+            f"{what} holds {', '.join(sorted(values))}, random has no state: it belongs to another "
+            "algorithm. Load it into the recipe it was made with."
         )

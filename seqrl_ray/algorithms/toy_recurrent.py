@@ -1,7 +1,7 @@
 """A toy recurrent Q-learner: the smallest algorithm that exercises windows, stored state and burn-in.
 
-Source: Kapturowski et al. (2019), "Recurrent Experience Replay in Distributed Reinforcement Learning" (R2D2). Departs
-from it: a GRU cell on flat observations, one-step targets, no value rescaling, no dueling head.
+Source: Kapturowski et al. (2019), "Recurrent Experience Replay in Distributed Reinforcement Learning" (R2D2).
+Departs from it: a GRU cell on flat observations, one-step targets, no value rescaling, no dueling head.
 Reads Windows with the recurrent state that stood before their first step; returns one priority per window.
 Dims: S slots, B batch, K window steps, A actions, H recurrent units.
 """
@@ -60,8 +60,8 @@ def recurrent_q(settings: ToyRecurrentSettings, group: GroupSpec) -> RecurrentQ:
     """Build the network. Raises: RecipeError: the group's actions are not discrete."""
     if group.action.kind != "discrete":
         raise RecipeError(
-            f"policies.{group.policy_id}: the environment's actions are continuous: toy_recurrent needs a discrete set. "
-            "Choose another algorithm.name."
+            f"policies.{group.policy_id}: the environment's actions are continuous: toy_recurrent needs a "
+            "discrete set. Choose another algorithm.name."
         )
     return RecurrentQ(max(group.policy_obs.size, 1), settings.units, group.action.n)
 
@@ -100,7 +100,9 @@ class ToyRecurrent(FlatLearner[ToyRecurrentSettings]):
         return np.zeros((slots, self.settings.units), np.float32)
 
     @torch.inference_mode()
-    def act(self, inputs: ActInput, state: FloatArray, mode: Mode) -> tuple[Array, FloatArray, Mapping[str, Array]]:
+    def act(
+        self, inputs: ActInput, state: FloatArray, mode: Mode
+    ) -> tuple[Array, FloatArray, Mapping[str, Array]]:
         """Choose the best legal action, or with the slot's epsilon a random legal one; carry the state on."""
         before = np.where(inputs.is_first[:, None], np.float32(0.0), state)  # [S, H]
         values, after = self.network(
@@ -120,7 +122,9 @@ class ToyRecurrent(FlatLearner[ToyRecurrentSettings]):
             slow = self._unroll(target, minibatch)  # [B, K+1, A]
         legal = None
         if minibatch.legal is not None and minibatch.next_legal is not None:
-            legal = self._with_next(minibatch.legal, minibatch.next_legal, minibatch.valid)[:, 1:]  # [B, K, A]
+            legal = self._with_next(minibatch.legal, minibatch.next_legal, minibatch.valid)[
+                :, 1:
+            ]  # [B, K, A]
         discount = self.settings.gamma * (~minibatch.terminated).to(torch.float32)  # [B, K]
         # Cleaned before the loss, not after: the gradient of a selected-away NaN would still be NaN.
         reward = torch.where(minibatch.valid, minibatch.reward, 0.0)  # [B, K]
@@ -135,11 +139,13 @@ class ToyRecurrent(FlatLearner[ToyRecurrentSettings]):
             weight=minibatch.weight[:, None],
             valid=minibatch.learn,
             priorities=share * size.amax(1) + (1.0 - share) * mean,
-            metrics={"q": torch.where(minibatch.learn, slow[:, :-1].amax(-1), 0.0).sum() / minibatch.learn.sum()},
+            metrics={
+                "q": torch.where(minibatch.learn, slow[:, :-1].amax(-1), 0.0).sum() / minibatch.learn.sum()
+            },
         )
 
     def _unroll(self, network: Forward, minibatch: WindowTensors[Tensor]) -> Tensor:
-        """Return the values at every step and after the last one, [B, K+1, A]; the burn-in carries no gradient."""
+        """Return the values at every step and after the last, [B, K+1, A]; burn-in carries no gradient."""
         obs = self._with_next(minibatch.obs, minibatch.next_obs, minibatch.valid)  # [B, K+1, *obs]
         state, values = minibatch.extra[STATE], []  # [B, H]
         for k in range(obs.shape[1]):
@@ -151,11 +157,13 @@ class ToyRecurrent(FlatLearner[ToyRecurrentSettings]):
 
     @staticmethod
     def _with_next(steps: Tensor, after: Tensor, valid: Tensor) -> Tensor:
-        """Put `after` [B, ...] behind the last valid step of `steps` [B, K, ...], and 0 behind it: [B, K+1, ...]."""
+        """Put `after` [B, ...] behind the last valid step of `steps` [B, K, ...], and 0 behind that."""
         count = valid.sum(1)  # [B]
         place = torch.arange(steps.shape[1] + 1, device=steps.device)  # [K+1]
         shape = (*valid.shape[:1], len(place), *[1] * (steps.dim() - 2))
         own = (place < count[:, None]).view(shape)  # [B, K+1, 1...]
         last = (place == count[:, None]).view(shape)  # [B, K+1, 1...]
         padded = torch.cat([steps, torch.zeros_like(steps[:, :1])], 1)  # [B, K+1, ...]
-        return torch.where(own, padded, torch.where(last, after[:, None], torch.zeros_like(padded)))  # [B, K+1, ...]
+        return torch.where(
+            own, padded, torch.where(last, after[:, None], torch.zeros_like(padded))
+        )  # [B, K+1, ...]

@@ -1,7 +1,8 @@
 """A toy window algorithm: a return-conditioned policy over the last K steps, with one causal attention head.
 
-Source: Chen et al. (2021), arXiv:2106.01345 (Decision Transformer). Departs from it: return, observation and previous
-action are one token per step; one attention head, no blocks; position within the window is learned; no target network.
+Source: Chen et al. (2021), arXiv:2106.01345 (Decision Transformer). Departs from it: return, observation and
+previous action are one token per step; one attention head, no blocks; position within the window is learned;
+no target network.
 Reads Windows with returns-to-go; returns one priority per window, its mean loss.
 Dims: S slots, B batch, K window steps, A actions, D token features, E embedding.
 """
@@ -52,7 +53,7 @@ class WindowPolicy(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * units, units), nn.ReLU(), nn.Linear(units, actions))
 
     def forward(self, token: Tensor) -> Tensor:
-        """Map tokens [B, K, D] to scores [B, K, A]; step k sees steps 0..k only, so padding behind it is unseen."""
+        """Map tokens [B, K, D] to scores [B, K, A]; step k sees steps 0..k only, and no padding."""
         x = functional.relu(self.embed(token) + self.position)  # [B, K, E]
         query, key, value = self.qkv(x).chunk(3, -1)  # [B, K, E] each
         seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)  # [B, K, E]
@@ -63,8 +64,8 @@ def window_policy(settings: ToyWindowSettings, group: GroupSpec) -> WindowPolicy
     """Build the network. Raises: RecipeError: the group's actions are not discrete."""
     if group.action.kind != "discrete":
         raise RecipeError(
-            f"policies.{group.policy_id}: the environment's actions are continuous: toy_window needs a discrete set. "
-            "Choose another algorithm.name."
+            f"policies.{group.policy_id}: the environment's actions are continuous: toy_window needs a discrete "
+            "set. Choose another algorithm.name."
         )
     return WindowPolicy(token_features(group), settings.units, settings.window_steps, group.action.n)
 
@@ -99,12 +100,14 @@ class ToyWindow(FlatLearner[ToyWindowSettings]):
 
     @torch.inference_mode()
     def act(self, inputs: ActInput, state: Context, mode: Mode) -> tuple[Array, Context, Mapping[str, Array]]:
-        """Draw an action from the scores given the context, or take the best; illegal ones are never taken."""
+        """Draw a legal action from the softmax of the scores, or take the best legal one."""
         state = self._extend(state, inputs)
         scores = self.network(torch.from_numpy(state.token).to(self.device)).cpu().numpy()  # [S, K, A]
         score = scores[np.arange(len(scores)), state.used - 1]  # [S, A]
         if mode == "explore":
-            score = score + inputs.rng.gumbel(size=score.shape)  # [S, A] the largest is a draw from the softmax
+            score = score + inputs.rng.gumbel(
+                size=score.shape
+            )  # [S, A] the largest is a draw from the softmax
         if inputs.legal is not None:
             score = np.where(inputs.legal, score, -np.inf)  # [S, A]
         return score.argmax(1), state, {}
@@ -114,7 +117,9 @@ class ToyWindow(FlatLearner[ToyWindowSettings]):
         if minibatch.return_to_go is None:
             raise ValueError("minibatch.return_to_go is None, sample_spec() asks for returns")
         actions = self.group.action.n
-        taken = functional.one_hot(minibatch.action.clamp(0, actions - 1), actions).to(torch.float32)  # [B, K, A]
+        taken = functional.one_hot(minibatch.action.clamp(0, actions - 1), actions).to(
+            torch.float32
+        )  # [B, K, A]
         previous = torch.cat([torch.zeros_like(taken[:, :1]), taken[:, :-1]], 1)  # [B, K, A]
         obs = minibatch.obs.flatten(2).to(torch.float32)  # [B, K, ...]
         wanted = minibatch.return_to_go[..., None] / self.settings.return_scale  # [B, K, 1]
@@ -139,7 +144,9 @@ class ToyWindow(FlatLearner[ToyWindowSettings]):
         first: BoolArray = inputs.is_first  # [S]
         slots, actions = len(first), self.group.action.n
         wanted = np.where(
-            first, inputs.slot_params["target_return"], (state.wanted - inputs.prev_reward) / self.settings.gamma
+            first,
+            inputs.slot_params["target_return"],
+            (state.wanted - inputs.prev_reward) / self.settings.gamma,
         ).astype(np.float32)  # [S]
         previous = np.eye(actions, dtype=np.float32)[inputs.prev_action]  # [S, A]
         scaled = wanted[:, None] / np.float32(self.settings.return_scale)  # [S, 1]

@@ -10,7 +10,9 @@ class ToyWindowSettings(Settings):
 
     units: int = key(32, "width of the embedding and of its one attention head", unit="units", ge=1, le=4096)
     window_steps: int = key(8, "decisions of context", unit="steps", ge=1, le=1024)
-    target_return: float = key(1.0, "return the policy is asked for when it acts, in reward units", mutable=True)
+    target_return: float = key(
+        1.0, "return the policy is asked for when it acts, in reward units", mutable=True
+    )
     return_scale: float = key(1.0, "returns are divided by this before they enter the network", gt=0.0)
     gamma: float = key(1.0, "discount of the return-to-go", gt=0.0, le=1.0, mutable=True)
 

@@ -44,7 +44,7 @@ class Watch:
             now: what `reset`, `restore` (both `opening`) or `step` returned.
             opening: no transition may be reported.
             tick: number of the step, for messages.
-        Returns: False if the arrays are so wrong that going on makes no sense.
+        Returns: False if the arrays are so wrong that the run cannot go on.
         """
         if set(now.groups) != set(self._groups):
             self._add("groups", "", f"step {tick}: groups {sorted(now.groups)}, not {sorted(self._groups)}")
@@ -63,7 +63,7 @@ class Watch:
                     self._add(rule, name, f"step {tick}: {message}")
         self._check_episodes(now, opening, tick)
         self._before = {name: _Seen.of(step) for name, step in now.groups.items()}
-        return True
+        return not any(rule == "masks" for rule, _ in self.found)  # else no legal action can be drawn
 
     def _check_episodes(self, now: VectorStep, opening: bool, tick: int) -> None:
         if opening:

@@ -87,20 +87,18 @@ def blank_rows(group: GroupSpec) -> Array:
     return rows
 
 
-def fill_rows(rows: Array, slots: Sequence[int], observations: Sequence[Array]) -> None:
-    """Write the observations of some slots into their rows of an array made by `blank_rows`, in place.
+def fill_row(rows: Array, slot: int, observation: Array) -> None:
+    """Write one slot's observation into its row of an array made by `blank_rows`, in place.
 
     Args:
         rows: [S, D] or [S, *obs].
-        slots: the rows to write.
-        observations: one array per slot: a vector of that slot's `obs_size`, or an image.
+        slot: the row to write.
+        observation: a vector of the slot's `obs_size`, or an image.
     """
     if rows.ndim == 2:
-        for slot, observation in zip(slots, observations, strict=True):
-            rows[slot, : observation.shape[0]] = observation
+        rows[slot, : observation.shape[0]] = observation
     else:
-        for slot, observation in zip(slots, observations, strict=True):
-            rows[slot] = observation
+        rows[slot] = observation
 
 
 def own_actions(group: GroupSpec) -> BoolArray:

@@ -88,5 +88,7 @@ def make_env(
 def controllers(env: EnvSettings) -> tuple[str, ...]:
     """Names of the built-in rules an environment of this kind can be driven by."""
     if env.kind == "traffic":
-        return ("fixed", "actuated", "max_pressure", "occupancy", "greedy", RANDOM)
+        from seqrl_ray.envs.traffic.controllers import CONTROLLERS
+
+        return CONTROLLERS
     return (RANDOM,)

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign
+from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, fill_row
 from seqrl_ray.envs.loading import check_kwargs, load_callable
 from seqrl_ray.envs.replaying import digest, in_copy_order, not_deterministic
 from seqrl_ray.envs.slots import GroupArrays
@@ -288,11 +288,8 @@ class PettingZooEnv:
     def _write(self, e: int, agent: str, observations: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
         state, slot = self._at(e, agent)
         obs = observations[agent]
-        seen = np.asarray(self._obs[agent].encode(obs[OBSERVATION_KEY] if self._mask_in_obs[agent] else obs))
-        if state.rows.ndim == 2:
-            state.rows[slot, : seen.shape[0]] = seen
-        else:
-            state.rows[slot] = seen
+        seen = self._obs[agent].encode(obs[OBSERVATION_KEY] if self._mask_in_obs[agent] else obs)
+        fill_row(state.rows, slot, np.asarray(seen))
         if state.legal is not None and self._masked[agent]:
             beside = obs if self._mask_in_obs[agent] else infos.get(agent, {})
             state.legal[slot, : self._actions[agent].spec.n] = given_mask(

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from seqrl_ray.errors import CheckpointError
-from seqrl_ray.types import Array
+from seqrl_ray.types import Array, Weights
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -102,6 +102,15 @@ def load(folder: Path, part: str) -> Any:
     except OSError as error:
         raise CheckpointError(f"{folder} has no part {part!r}: {error}. Use another checkpoint.") from None
     return _join(plain, arrays)
+
+
+def acting_weights(folder: Path) -> dict[str, Weights]:
+    """Return policy id -> the weights that a checkpoint's policies act with.
+
+    Raises: CheckpointError: the checkpoint is damaged.
+    """
+    policies = load(folder, "trainer")["learner"]["policies"]
+    return {p: Weights(p, 0, 0, state["acting"], progress=1.0) for p, state in policies.items()}
 
 
 def _vouched_for(path: Path, folder: Path) -> bool:

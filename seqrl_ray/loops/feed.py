@@ -1,8 +1,8 @@
 """The feed: alone turns a numpy batch into tensors on the learner's device.
 
-On the CPU a tensor shares the array's memory. On CUDA the array is pinned and copied without blocking the host, so
-the copy of one batch overlaps with the updates of the one before. Images stay uint8: a quarter of the bytes cross the
-bus, and the encoder scales them on the device.
+On the CPU a tensor shares the array's memory. On CUDA the array is pinned and copied without blocking the
+host, so the copy of one batch overlaps with the updates of the one before. Images stay uint8: a quarter of
+the bytes cross the bus, and the encoder scales them on the device.
 Dims: U updates in one draw, B batch, K window steps.
 """
 
@@ -15,13 +15,12 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from seqrl_ray.types import Transitions, TransitionTensors, Windows, WindowTensors
+from torch import Tensor
 
 Twin = TypeVar("Twin")
 
-# A reply of a shard is a view of received bytes, hence read-only. Nothing here or in an update writes to its batch.
+# A reply of a shard is a view of received bytes, hence read-only. Nothing here or in an update writes to it.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
 
 
@@ -29,7 +28,9 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 def feed(batch: Transitions, device: torch.device | str) -> TransitionTensors[Tensor]: ...
 @overload
 def feed(batch: Windows, device: torch.device | str) -> WindowTensors[Tensor]: ...
-def feed(batch: Transitions | Windows, device: torch.device | str) -> TransitionTensors[Tensor] | WindowTensors[Tensor]:
+def feed(
+    batch: Transitions | Windows, device: torch.device | str
+) -> TransitionTensors[Tensor] | WindowTensors[Tensor]:
     """Return the part of a batch that an update reads, as tensors on `device`.
 
     Args:
@@ -44,8 +45,8 @@ def feed(batch: Transitions | Windows, device: torch.device | str) -> Transition
 
 def _twin(cls: type[Twin], batch: Transitions | Windows, device: torch.device) -> Twin:
     """Build the tensor twin, whose fields are named as the numpy batch's."""
-    columns = {item.name: _move(getattr(batch, item.name), device) for item in fields(cls)}  # type: ignore[arg-type]
-    return cls(**columns)
+    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: _move(getattr(batch, name), device) for name in names})
 
 
 def _move(value: Any, device: torch.device) -> Any:

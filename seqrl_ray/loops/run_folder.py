@@ -127,7 +127,8 @@ class RunFolder:
         _replace(self.path / "evaluation" / f"{name}.json", json.dumps({"name": name, "episodes": rows}, default=_plain))
         details = next((e.details for e in episodes if e.details), None)
         if details is not None:
-            np.savez_compressed(self.path / "evaluation" / f"{name}-details.npz", **details)
+            arrays = {k: v if isinstance(v, np.ndarray) else np.array(json.dumps(v, default=_plain)) for k, v in details.items()}
+            np.savez_compressed(self.path / "evaluation" / f"{name}-details.npz", **arrays)
 
     def failure(self, what: str, *, at_s: float, recover_s: float | None, lost_steps: int, lost_updates: int) -> None:
         """Write one death and what it cost."""

@@ -1,9 +1,10 @@
 """The only reduction of losses: a weighted sum over what is valid, and the count to divide it by.
 
 Losses give one value per element; the mask, the weight and the denominator are applied here and nowhere else.
-Values behind the mask are selected away with `where`, never multiplied by zero: a NaN there changes neither the sum
-nor the gradient that any element gets (exactly 0 behind the mask). What computed a NaN may still turn that 0 into a
-NaN on its own way back (0 * inf), so a loss also selects its *inputs* with the mask, once, where it reads them.
+Values behind the mask are selected away with `where`, never multiplied by zero: a NaN there changes neither
+the sum nor the gradient that any element gets (exactly 0 behind the mask). What computed a NaN may still turn
+that 0 into a NaN on its own way back (0 * inf), so a loss also selects its *inputs* with the mask, once,
+where it reads them.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> t
 
     Args:
         loss: one value per element, float, any shape.
-        weight: importance of each element, same shape or with trailing dimensions of 1; it scales an element and
-            does not normalise: the denominator counts elements.
+        weight: importance of each element, same shape or with trailing dimensions of 1; it scales an element
+            and does not normalise: the denominator counts elements.
         valid: bool, same shape as loss; None = all are valid.
-    Returns: the sum, and the number of valid elements (float, at least 1 so that an empty batch gives 0), both [].
+    Returns: the sum, and the number of valid elements (float, at least 1 so that an empty batch gives 0),
+        both [].
     Raises: ValueError: shapes differ; the message names the argument.
     """
-    if weight.dim() != loss.dim() or any(w not in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
+    if weight.dim() != loss.dim() or any(
+        w not in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)
+    ):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, loss has {tuple(loss.shape)}")
     if valid is None:
-        return (weight * loss).sum(), torch.full((), float(max(loss.numel(), 1)), device=loss.device)  # [], []
+        return (weight * loss).sum(), torch.full(
+            (), float(max(loss.numel(), 1)), device=loss.device
+        )  # [], []
     if valid.shape != loss.shape or valid.dtype != torch.bool:
         raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}, must be bool {tuple(loss.shape)}")
     zero = torch.zeros((), dtype=loss.dtype, device=loss.device)  # []

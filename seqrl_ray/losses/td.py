@@ -1,7 +1,8 @@
 """Temporal-difference errors of action values, one signed value per row.
 
-Sources: Mnih et al. (2015), doi:10.1038/nature14236; van Hasselt et al. (2016), arXiv:1509.06461. Departs from them:
-rewards and discounts arrive already summed over n steps, and illegal next actions are never the best.
+Sources: Mnih et al. (2015), doi:10.1038/nature14236; van Hasselt et al. (2016), arXiv:1509.06461. Departs
+from them: rewards and discounts arrive already summed over n steps, and illegal next actions are never the
+best.
 Dims: ... any leading dimensions (B batch, or B, K batch and window), A actions.
 """
 
@@ -12,7 +13,12 @@ from torch import Tensor
 
 
 def q_error(
-    q_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor | None = None
+    q_tm1: Tensor,
+    action_tm1: Tensor,
+    reward_t: Tensor,
+    discount_t: Tensor,
+    q_t: Tensor,
+    legal_t: Tensor | None = None,
 ) -> Tensor:
     """Return how far each taken action's value lies below its Q-learning target.
 
@@ -70,7 +76,9 @@ def double_q_error(
     best_t = selector_t.argmax(-1, keepdim=True)  # [..., 1]
     bootstrap = q_t.gather(-1, best_t).squeeze(-1)  # [...]
     if legal_t is not None:
-        bootstrap = bootstrap.masked_fill(~legal_t.any(-1), 0.0)  # [...] a terminal row may have no legal action
+        bootstrap = bootstrap.masked_fill(
+            ~legal_t.any(-1), 0.0
+        )  # [...] a terminal row may have no legal action
     return torch.addcmul(reward_t, discount_t, bootstrap).detach() - chosen  # [...]
 
 
@@ -83,4 +91,6 @@ def huber(error: Tensor, delta: float) -> Tensor:
     Returns: same shape; `error**2 / 2` where |error| <= delta, else `delta * (|error| - delta / 2)`.
     Source: Huber (1964), doi:10.1214/aoms/1177703732.
     """
-    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)  # [...]
+    return torch.nn.functional.huber_loss(
+        error, torch.zeros_like(error), reduction="none", delta=delta
+    )  # [...]

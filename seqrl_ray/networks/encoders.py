@@ -1,14 +1,16 @@
-"""Encoders: an observation becomes a feature vector. Which encoder applies follows from the observation's shape.
+"""Encoders: an observation becomes a feature vector. Which encoder applies follows from the observation's
+shape.
 
 Sources: Nature CNN: Mnih et al. (2015), doi:10.1038/nature14236; small-image CNN: Young and Tian (2019),
-arXiv:1903.03176 (one 3x3 convolution of 16 channels). Departs from them: PyTorch's default initialisation; any image
-of at least 36x36 takes the Nature network; the small one pads, so that no border is lost.
+arXiv:1903.03176 (one 3x3 convolution of 16 channels). Departs from them: PyTorch's default initialisation;
+any image of at least 36x36 takes the Nature network; the small one pads, so that no border is lost.
 Dims: ... leading dimensions (S slots or B batch), F frames, H height, W width, C channels, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,8 +37,9 @@ class ImageLayout(NamedTuple):
 def image_layout(frame: tuple[int, ...], dtype: str, frame_stack: int = 1) -> ImageLayout | None:
     """Return how one frame reads as an image, or None if it is a vector.
 
-    Three dimensions are an image: channels first if the first is smaller than the last, else channels last. Two
-    dimensions are a grey image if they are uint8, else a table that is flattened. Stacked frames become channels.
+    Three dimensions are an image: channels first if the first is smaller than the last, else channels last.
+    Two dimensions are a grey image if they are uint8, else a table that is flattened. Stacked frames become
+    channels.
 
     Args:
         frame: shape of ONE frame, without the stack.
@@ -123,9 +126,9 @@ def encoder(obs: ArraySpec, frame: ArraySpec, frame_stack: int) -> VectorEncoder
 
 
 def mlp(sizes: Sequence[int], layer_norm: bool) -> list[nn.Module]:
-    """Return linear layers sizes[0] -> ... -> sizes[-1], each followed by ReLU (and a LayerNorm before it)."""
+    """Return linear layers sizes[0] -> ... -> sizes[-1], each followed by ReLU (LayerNorm before it)."""
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for width_in, width_out in pairwise(sizes):
         layers += [nn.Linear(width_in, width_out)]
         layers += [nn.LayerNorm(width_out)] if layer_norm else []
         layers += [nn.ReLU()]

@@ -1,9 +1,9 @@
 """Action-value networks: encoder, hidden layers, and a plain or dueling head.
 
-Sources: Mnih et al. (2015), doi:10.1038/nature14236; dueling: Wang et al. (2016), arXiv:1511.06581, equation 9.
-Departs from them: both dueling streams are one linear map (one matrix product, for speed). The mean that equation 9
-subtracts runs over ALL A outputs, also where some actions are illegal: values are then a function of the observation
-alone, and which action is best among the legal ones does not depend on what is subtracted.
+Sources: Mnih et al. (2015), doi:10.1038/nature14236; dueling: Wang et al. (2016), arXiv:1511.06581, equation
+9. Departs from them: both dueling streams are one linear map (one matrix product, for speed). The mean that
+equation 9 subtracts runs over ALL A outputs, also where some actions are illegal: values are then a function
+of the observation alone, and which action is best among the legal ones does not depend on what is subtracted.
 Dims: ... leading dimensions (S slots or B batch), D features, A actions.
 """
 
@@ -58,8 +58,9 @@ def q_network(settings: QNetworkSettings, group: GroupSpec) -> nn.Module:
     """
     if group.action.kind != "discrete":
         raise RecipeError(
-            f"policies.{group.policy_id}: the environment's actions are continuous, of shape {group.action.shape}: "
-            "action values need a discrete set. Choose another algorithm.name, or an environment with discrete actions."
+            f"policies.{group.policy_id}: the environment's actions are continuous, of shape "
+            f"{group.action.shape}: action values need a discrete set. Choose another algorithm.name, or an "
+            "environment with discrete actions."
         )
     body = encoder(group.policy_obs, group.obs, group.frame_stack)
     sizes = [body.features, *settings.hidden]

@@ -131,7 +131,7 @@ class Segments:
             self.closed(growth.segment)
 
     def closed(self, segment: int) -> None:
-        """A segment will not grow any more."""
+        """Note that a segment will not grow any more."""
         record = self._open.pop(segment, None)
         if record is None:  # it left while it was open
             return

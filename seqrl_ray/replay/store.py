@@ -120,8 +120,8 @@ class Store:
                 f"capacity_steps={self.capacity} of this shard is less than the {count} rows of one fragment: "
                 "it would overwrite itself. Raise capacity_steps, use fewer shards or send shorter fragments."
             )
-        for segment in admission.cut.tolist():
-            self._allocator.closed(segment)
+        grows = np.isin(admission.cut, admission.segment)  # it gains rows from this fragment before it is cut
+        self._close(admission.cut[~grows])
         rows, evicted = self._allocator.allocate(count)
         self._evict(evicted)
         self._write(trajectory, admission, rows)
@@ -130,14 +130,14 @@ class Store:
         ends = rows[self.flags[rows] == cols.FINAL]
         if self._allocator.whole_segments:
             self._note_growth(admission, rows, last)
+            self._close(admission.cut[grows])
         self.streams.commit(trajectory, admission, table, rows[last], self.generation[rows[last]])
-        return Stored(rows, ends, admission.duplicate_rows, admission.refused_rows)
+        return Stored(rows, ends, admission.duplicate_rows, trajectory.rows if admission.refused else 0)
 
     def writer_gone(self, writer: str) -> int:
         """Close the streams of a dead writer as cut; returns how many were open."""
         cut = self.streams.writer_gone(writer)
-        for segment in cut.tolist():
-            self._allocator.closed(segment)
+        self._close(cut)
         return int(cut.size)
 
     def live_rows(self) -> Int64Array:
@@ -193,6 +193,11 @@ class Store:
         ):
             if not ok:
                 raise ReplayError("next_row and prev_row disagree: views would mix streams. Report this as a defect.")
+
+    def _close(self, segments: Int64Array) -> None:
+        if self._allocator.whole_segments:
+            for segment in segments.tolist():
+                self._allocator.closed(segment)
 
     def _evict(self, rows: Int64Array) -> None:
         if rows.size == 0:

@@ -47,7 +47,7 @@ class Admission:
     opened: int  # segments opened
     cut: Int64Array  # segments that were open and are now closed without an end
     duplicate_rows: int
-    refused_rows: int
+    refused: bool = False  # all of it: the writer is dead or was replaced
 
 
 class Streams:
@@ -68,7 +68,7 @@ class Streams:
         if writer is not None and (
             trajectory.incarnation < writer.incarnation or (writer.gone and trajectory.incarnation == writer.incarnation)
         ):
-            return _refused(trajectory), writer.slots
+            return _refused(), writer.slots
         cut: Int64Array = np.zeros(0, np.int64)
         if writer is None or trajectory.incarnation > writer.incarnation:
             cut = cut if writer is None else _open_segments(writer.slots)
@@ -90,7 +90,7 @@ class Streams:
             tails: [Q] stored row of the last row of every piece kept.
             generations: [Q] their generations.
         """
-        if admission.refused_rows:
+        if admission.refused:
             return
         slot = trajectory.slot[admission.piece]
         table[_TAIL, slot] = tails  # a slot's later piece comes later: the last write holds
@@ -166,6 +166,7 @@ class _Walk:
         self._first_segment = next_segment
         self._opened = 0
         self._cut = [cut]
+        self._cut_by: list[Int64Array] = [np.full(cut.size, -1, np.int64)]  # the piece that cut it
         pieces = trajectory.slot.shape[0]
         self._last_piece: Int64Array = np.full(table.shape[1], -1, np.int64)
         self._skip = np.zeros(pieces, np.int64)
@@ -192,9 +193,8 @@ class _Walk:
             tail_generation=self._tail_generation[piece],
             segment=self._segment[piece],
             opened=self._opened,
-            cut=np.concatenate(self._cut),
+            cut=np.concatenate(self._cut)[np.argsort(np.concatenate(self._cut_by), kind="stable")],
             duplicate_rows=int(self._skip.sum()),
-            refused_rows=0,
         )
 
     def _round(self, pieces: Int64Array, ends: NDArray[np.bool_]) -> None:
@@ -214,7 +214,9 @@ class _Walk:
             )
         joins = new & same & (offset <= current[_NEXT])
         opens = new & ~joins
-        self._cut.append(current[_SEGMENT, opens & _is_open(current)])
+        cuts = opens & _is_open(current)
+        self._cut.append(current[_SEGMENT, cuts])
+        self._cut_by.append(pieces[cuts])
         self._skip[pieces] = skip
         followed = np.where(joins, self._last_piece[slot], -1)
         self._follows[pieces] = followed
@@ -265,6 +267,6 @@ def _open_segments(table: Int64Array) -> Int64Array:
     return np.asarray(table[_SEGMENT, _is_open(table)])
 
 
-def _refused(trajectory: Trajectory) -> Admission:
+def _refused() -> Admission:
     none = np.zeros(0, np.int64)
-    return Admission(none, none, none, none, none, none, none, 0, none, 0, trajectory.rows)
+    return Admission(none, none, none, none, none, none, none, 0, none, 0, refused=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqrl_ray.report.run_folder import RunFolder
 from seqrl_ray.report.style import PHASES, TRANSITION, Drawing, canvas, colour, look, shorten, svg
-from seqrl_ray.report.traffic import compared
+from seqrl_ray.report.traffic import compared, extent
 from seqrl_ray.report.wording import number
 from seqrl_ray.types import Array, FloatArray, IntArray
 
@@ -52,11 +52,11 @@ def phases(run: RunFolder, *, excerpt: bool) -> Drawing | None:
         run: a run with `phase` in its details.
         excerpt: the ten minutes with the longest queues, each green a bar; else the whole episode.
     """
-    names = compared(run, ("time_s", "signals", "phase"))[:2]
+    names = compared(run, ("time_s", "signal_names", "phase"))[:2]
     if not names:
         return None
-    signals = [str(s) for s in run.details[names[0]]["signals"]]
-    start, end = _excerpt(run, names[0]) if excerpt else _extent(run.details[names[0]])
+    signals = [str(s) for s in run.details[names[0]]["signal_names"]]
+    start, end = _excerpt(run, names[0]) if excerpt else extent(run.details[names[0]])
     row_in = 0.19 if len(signals) > 3 else 0.3
     with look():
         figure, axes = canvas(0.85 + len(names) * (0.35 + row_in * len(signals)), len(names), 1, sharex=True)
@@ -67,7 +67,8 @@ def phases(run: RunFolder, *, excerpt: bool) -> Drawing | None:
             panel.set_yticks(range(len(signals)), [shorten(s, 24) for s in signals], fontsize=7.5)
             panel.set_ylim(len(signals) - 0.5, -0.5)
             panel.set_xlim(
-                0 if not excerpt else (start - _zero(run, name)) / 60, (end - _zero(run, name)) / 60
+                0 if not excerpt else (start - extent(run.details[name])[0]) / 60,
+                (end - extent(run.details[name])[0]) / 60,
             )
             panel.set_title(name, color=colour(name))
             panel.grid(visible=False)
@@ -79,7 +80,7 @@ def phases(run: RunFolder, *, excerpt: bool) -> Drawing | None:
             handles=_legend(highest), loc="outside upper left", ncols=10, handlelength=1.1, columnspacing=1.2
         )
         counts = ", ".join(f"{name} {number(_switches(run.details[name], start, end))}" for name in names)
-        zero = _zero(run, names[0])
+        zero = extent(run.details[names[0]])[0]
         title = "Whole episode"
         if excerpt:
             minutes = f"Minutes {(start - zero) / 60:.0f} to {(end - zero) / 60:.0f}"
@@ -105,26 +106,15 @@ def tracks(details: Mapping[str, Array]) -> list[Track]:
     return found
 
 
-def _zero(run: RunFolder, name: str) -> float:
-    return float(run.details[name]["time_s"][0])
-
-
-def _extent(details: Mapping[str, Array]) -> tuple[float, float]:
-    """First time, and the end of the last sample."""
-    time_s = details["time_s"]
-    step = float(np.median(np.diff(time_s))) if time_s.size > 1 else 1.0
-    return float(time_s[0]), float(time_s[-1]) + step
-
-
 def _excerpt(run: RunFolder, name: str) -> tuple[float, float]:
     """The EXCERPT_S with the highest mean queue (the first ones where queues are not recorded)."""
     details = run.details[name]
-    first, last = _extent(details)
+    first, last = extent(details)
     length = min(EXCERPT_S, last - first)
     starts = np.arange(first, last - length + 1e-9, 60.0)
-    if "queue_vehicles" not in details:
+    if "queue" not in details:
         return first, first + length
-    time_s, total = details["time_s"], details["queue_vehicles"].sum(axis=1)  # [T]
+    time_s, total = details["time_s"], details["queue"].sum(axis=1)  # [T]
     means = [total[(time_s >= s) & (time_s < s + length)].mean() for s in starts]
     start = float(starts[int(np.argmax(means))])
     return start, start + length
@@ -132,7 +122,7 @@ def _excerpt(run: RunFolder, name: str) -> tuple[float, float]:
 
 def _bars(panel: Axes, details: Mapping[str, Array], start: float, end: float) -> None:
     """Each stretch a bar; transitions thin and grey."""
-    zero = float(details["time_s"][0])
+    zero = extent(details)[0]
     for row, track in enumerate(tracks(details)):
         stretches = track.spans(start, end)
         for thin in (True, False):

@@ -29,20 +29,18 @@ CONTROLLERS = (POLICY, "fixed", "actuated", "max_pressure", "occupancy", "greedy
 """The known names, in the order in which every table and plot shows them; others follow by alphabet."""
 
 DETAIL_COLUMNS = {
+    "signal_names": 1,
     "time_s": 1,
-    "queue_vehicles": 2,
+    "queue": 2,
     "delay_rate": 2,
     "phase": 2,
-    "signals": 1,
     "trip_delay_s": 1,
-    "phase_states": 2,
     "change_time_s": 1,
     "change_signal": 1,
     "change_state": 1,
+    "phase_states": 2,
 }
 """Name -> dimensions of the arrays in `evaluation/<name>-details.npz`; see `RunFolder.details`."""
-DETAIL_NAMES = {"queue": "queue_vehicles", "signal_names": "signals"}
-"""Names that the traffic environment gives -> names here."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,10 @@ class RunFolder:
     by_seed: Mapping[str, Mapping[int, Row]] = field(default_factory=dict)
     """Controller -> seed -> metrics of that episode."""
     details: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    """Controller -> the arrays of one episode: time_s [T], queue_vehicles and delay_rate [T, N], phase [T, N]
-    (index of the green, -1 in a transition), signals [N], trip_delay_s [V]; and, finer than the samples,
-    change_time_s, change_signal (index) and change_state [C], with the greens of each signal,
-    phase_states [N, P] ("" pads)."""
+    """Controller -> the arrays of one episode: signal_names [N], time_s [T], queue [T, N] vehicles,
+    delay_rate [T, N] vehicles lost per second, phase [T, N] (index of the green, -1 in a transition),
+    trip_delay_s [V]; and, finer than the samples, change_time_s, change_signal (index) and change_state [C], with
+    the greens of each signal in phase_states [N, P], padded with ""."""
     notes: tuple[str, ...] = ()
     """What a reader must know about the files themselves."""
 
@@ -213,8 +211,9 @@ def _details(folder: Path) -> dict[str, dict[str, Array]]:
     for file in sorted(folder.glob("*-details.npz")):
         try:
             with np.load(file, allow_pickle=False) as archive:
-                names = {DETAIL_NAMES.get(name, name): name for name in archive.files}
-                arrays = {name: archive[names[name]] for name in DETAIL_COLUMNS if name in names}
+                arrays = {name: archive[name] for name in DETAIL_COLUMNS if name in archive}
+            if "phase_states" in arrays:
+                arrays["phase_states"] = _padded(json.loads(str(arrays["phase_states"])))
         except (ValueError, zipfile.BadZipFile, OSError) as error:
             raise RunFolderError(
                 f"{file} is unreadable ({error}): the episode cannot be drawn. "
@@ -228,6 +227,12 @@ def _details(folder: Path) -> dict[str, dict[str, Array]]:
                 )
         tables[file.name.removesuffix("-details.npz")] = arrays
     return _ordered(tables)
+
+
+def _padded(rows: list[list[str]]) -> Array:
+    """Ragged rows of text as one array; they are stored as JSON, since no array can hold them."""
+    width = max((len(row) for row in rows), default=0)
+    return np.array([row + [""] * (width - len(row)) for row in rows], np.str_).reshape(len(rows), width)
 
 
 def _json(file: Path) -> dict[str, Any]:

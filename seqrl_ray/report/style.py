@@ -28,7 +28,7 @@ PALETTE = {  # CSS variable -> (light, dark); light colours must differ, they ar
     "grid": ("#dde2e8", "#333c48"),
     "paper": ("#fefefe", "#151a21"),
     "policy": ("#0b62c4", "#6db3ff"),
-    "fixed": ("#c2571a", "#f29a63"),
+    "fixed": ("#b84f14", "#f29a63"),
     "actuated": ("#7a5c00", "#d8b648"),
     "max-pressure": ("#0f7b5f", "#4fcfa8"),
     "occupancy": ("#8e3f9e", "#d68fe5"),

@@ -5,7 +5,7 @@ Dims: T samples in time, N signals, V trips, M minutes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from seqrl_ray.report.wording import best_rule, number
 from seqrl_ray.types import Array, FloatArray
 
 SERIES = {
-    "queue_vehicles": ("Queue", "vehicles"),
+    "queue": ("Queue", "vehicles"),
     "delay_rate": ("Delay", "vehicle-seconds lost per second"),
 }
 
@@ -35,14 +35,14 @@ def totals(run: RunFolder) -> Drawing | None:
         figure, axes = canvas(2.7, 1, 2)
         for panel, (series, (title, unit)) in zip(axes, SERIES.items(), strict=True):
             for name in names:
-                minute, values = per_minute(run.details[name]["time_s"], run.details[name][series])
+                minute, values = minutes(run.details[name], series)
                 panel.plot(minute, values.sum(axis=1), color=colour(name), label=name, zorder=_order(name))
             panel.set_title(f"{title} ({unit})")
             panel.set_xlabel("minute of the episode")
             panel.set_ylim(bottom=0)
             panel.set_xlim(left=0)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
-        ends = [f"{n} {number(float(run.details[n]['queue_vehicles'].sum(1).mean()))}" for n in names]
+        ends = [f"{n} {number(float(run.details[n]['queue'].sum(1).mean()))}" for n in names]
         alt = (
             f"Queue and delay of the whole network over one episode; mean queue: {', '.join(ends)} vehicles."
         )
@@ -52,8 +52,8 @@ def totals(run: RunFolder) -> Drawing | None:
 
 def per_signal(run: RunFolder, series: str) -> Drawing | None:
     """One small panel per signal, where there are several; `series` is a key of SERIES."""
-    names = compared(run, ("time_s", "signals", series))
-    signals = [str(s) for s in run.details[names[0]]["signals"]] if names else []
+    names = compared(run, ("time_s", "signal_names", series))
+    signals = [str(s) for s in run.details[names[0]]["signal_names"]] if names else []
     if len(signals) < 2:  # the network figure shows a single signal already
         return None
     columns = min((4, 3, 5), key=lambda c: -len(signals) % c) if len(signals) > 4 else len(signals)
@@ -62,8 +62,8 @@ def per_signal(run: RunFolder, series: str) -> Drawing | None:
         figure, axes = canvas(0.7 + 1.25 * rows + (0.9 if rows == 1 else 0), rows, columns, sharex=True)
         for panel, signal in zip(axes, signals, strict=False):
             for name in names:
-                place = [str(s) for s in run.details[name]["signals"]].index(signal)
-                minute, values = per_minute(run.details[name]["time_s"], run.details[name][series])
+                place = [str(s) for s in run.details[name]["signal_names"]].index(signal)
+                minute, values = minutes(run.details[name], series)
                 panel.plot(
                     minute,
                     values[:, place],
@@ -127,21 +127,40 @@ def trip_delay(run: RunFolder) -> Drawing | None:
         return Drawing(svg(figure, "trips", alt), alt, caption)
 
 
-def per_minute(time_s: FloatArray, values: Array) -> tuple[FloatArray, FloatArray]:
+def minutes(details: Mapping[str, Array], series: str) -> tuple[FloatArray, FloatArray]:
+    """`per_minute` of one series of an episode."""
+    return per_minute(details["time_s"], details[series], extent(details)[0])
+
+
+def per_minute(time_s: FloatArray, values: Array, start_s: float) -> tuple[FloatArray, FloatArray]:
     """Means over each minute.
 
     Args:
         time_s: [T] rising, in seconds.
         values: [T, N].
+        start_s: when the episode began.
 
     Returns:
-        Middle of each minute that has samples, in minutes since the first, [M]; the means, [M, N].
+        Middle of each minute that has samples, in minutes since the start, [M]; the means, [M, N].
     """
-    minute = ((time_s - time_s[0]) // 60).astype(np.int64)  # [T]
+    minute = ((time_s - start_s) // 60).astype(np.int64)  # [T]
     present, inverse = np.unique(minute, return_inverse=True)
     sums = np.zeros((present.size, values.shape[1]))  # [M, N]
     np.add.at(sums, inverse, values)
     return present + 0.5, sums / np.bincount(inverse)[:, None]
+
+
+def extent(details: Mapping[str, Array]) -> tuple[float, float]:
+    """When the episode began and ended.
+
+    Where changes are recorded, samples stand at the end of their decision; else at its beginning.
+    """
+    time_s = details["time_s"]
+    if details.get("change_time_s", np.empty(0)).size:
+        return float(details["change_time_s"][0]), float(time_s[-1])
+    return float(time_s[0]), float(
+        time_s[-1] + np.median(np.diff(time_s)) if time_s.size > 1 else time_s[-1] + 1
+    )
 
 
 def _order(name: str) -> float:

@@ -1,4 +1,4 @@
-"""What a report says: names and units of metrics, numbers as text, sentences that claim no more than was seen.
+"""What a report says: names and units of metrics, numbers as text, sentences that never claim too much.
 
 A controller is called better or worse only where the 95 % interval of the paired difference excludes 0.
 """

@@ -17,8 +17,9 @@ import ray
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.colocated import ColocatedSession, Placement
+from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.service import ServiceSession
+from seqrl_ray.runtime.session import Placement
 
 SMALL_MACHINE_CORES = 4
 """Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
@@ -82,6 +83,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         compile_updates=0,
         actor_cpus=0.5 if local else recipe.actors.cpus,
         learner_cpus=0.5 if local else float(threads),
+        shard_cpus=0.5 if local else 1.0,
         workers=cores if local else max(1, recipe.actors.count),
     )
 

@@ -241,9 +241,9 @@ class ColocatedLearner:
             self._publishing = self.board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress))
         return False
 
-    def weights(self) -> dict[str, Weights]:
-        """Return the present weights of every policy."""
-        return self.trainer.learner.all_weights(self.trainer.progress)
+    def publish_to(self, board: Any) -> None:
+        """Fill a new board."""
+        ray.get(board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress)))
 
     def save(self, root: Path, trees: Mapping[str, Any], wait: bool) -> None:
         """Write a checkpoint; learner and replay are one unit here, so both are of the same moment."""

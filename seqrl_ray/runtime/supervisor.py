@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from seqrl_ray.errors import WorkerError
 from seqrl_ray.recipe import Recipe
@@ -25,7 +24,11 @@ from seqrl_ray.runtime.evaluator import Evaluator
 from seqrl_ray.runtime.weight_board import WeightBoard
 
 WINDOW_S = 600.0
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def threads_env(threads: int = 1) -> dict[str, Any]:
+    """Runtime environment of a process that shall use this many torch threads (and one for numpy)."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}}
 
 
 @dataclass
@@ -93,31 +96,23 @@ class Supervisor:
     def make_actor(self, index: int) -> Any:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
         self.incarnations[index] += 1
-        remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env={"env_vars": ONE_THREAD})
+        remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env=threads_env())
         self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index])
         return self.actors[index]
 
     def make_board(self) -> Any:
         """Start an empty weight board."""
-        self.board = ray.remote(WeightBoard).options(num_cpus=0, runtime_env={"env_vars": ONE_THREAD}).remote()
+        self.board = ray.remote(WeightBoard).options(num_cpus=0, runtime_env=threads_env()).remote()
         return self.board
 
     def make_evaluator(self, cpus: float) -> Any:
         """Start an evaluator."""
-        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env={"env_vars": ONE_THREAD})
+        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env())
         return remote.remote(self.recipe)
 
     def end(self, actor: Any) -> None:
         """End a process of ours, dead or alive."""
         ray.kill(actor, no_restart=True)
-
-    def board_is_gone(self) -> bool:
-        """Whether the board's process has died."""
-        try:
-            ray.get(self.board.pid.remote(), timeout=30.0)
-        except RayActorError:
-            return True
-        return False
 
     def close(self) -> None:
         """End every rollout actor and the board."""

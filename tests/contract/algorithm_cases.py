@@ -1,11 +1,10 @@
-"""Groups and batches for the algorithm contract suite: vector, masked multi-agent and stacked-image observations."""
+"""Groups and batches for the algorithm contract suite: vectors, masked agents, stacked images."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-
 from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.types import (
@@ -52,7 +51,9 @@ def build(name: str, group: GroupSpec, seed: int = 0, **kwargs: Any) -> Algorith
     return make_algorithm(name, settings_class(name)(**kwargs), group, seed=seed)
 
 
-def legal_of(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any] | None:
+def legal_of(
+    group: GroupSpec, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray[Any, Any] | None:
     """A mask with at least action 0 legal in every row."""
     if not group.masked:
         return None
@@ -68,7 +69,9 @@ def observations(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Genera
     return rng.normal(size=(*shape, *spec.shape)).astype(spec.dtype)
 
 
-def act_input(algorithm: Algorithm, group: GroupSpec, seed: int, first: bool = True, progress: float = 0.5) -> ActInput:
+def act_input(
+    algorithm: Algorithm, group: GroupSpec, seed: int, first: bool = True, progress: float = 0.5
+) -> ActInput:
     rng = np.random.default_rng(seed)
     slots = len(group.slots)
     column = group.action.column
@@ -86,7 +89,9 @@ def act_input(algorithm: Algorithm, group: GroupSpec, seed: int, first: bool = T
     )
 
 
-def make_batch(spec: SampleSpec, group: GroupSpec, seed: int, u: int = U, b: int = B) -> Transitions | Windows:
+def make_batch(
+    spec: SampleSpec, group: GroupSpec, seed: int, u: int = U, b: int = B
+) -> Transitions | Windows:
     """Random items of the declared view; windows are between one step and K long, the rest padding."""
     rng = np.random.default_rng(seed)
     ids = ItemIds(np.zeros(u * b, np.int32), np.arange(u * b), np.zeros(u * b, np.int64))
@@ -97,7 +102,9 @@ def make_batch(spec: SampleSpec, group: GroupSpec, seed: int, u: int = U, b: int
         legal_tm1, legal_t = legal_of(group, (u, b), rng), legal_of(group, (u, b), rng)
         return Transitions(
             obs_tm1=observations(group, (u, b), rng),
-            action_tm1=np.zeros((u, b), np.int64) if group.masked else rng.integers(0, group.action.n, (u, b)),
+            action_tm1=np.zeros((u, b), np.int64)
+            if group.masked
+            else rng.integers(0, group.action.n, (u, b)),
             reward_t=rng.normal(size=(u, b)).astype(np.float32),
             discount_t=(spec.gamma * (rng.random((u, b)) < 0.8)).astype(np.float32),
             obs_t=observations(group, (u, b), rng),

@@ -1,4 +1,4 @@
-"""The contract of `seqrl_ray.algorithms.contract`, held by every registered algorithm on every kind of observation."""
+"""The contract of every registered algorithm, on every kind of observation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from algorithm_cases import BOX, GROUPS, B, U, act_input, build, make_batch
-
 from seqrl_ray.algorithms import names, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.errors import CheckpointError, RecipeError
@@ -51,7 +50,9 @@ def assert_same_learned(a: Algorithm, b: Algorithm) -> None:
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("mode", ["explore", "greedy"])
-def test_actions_are_legal_and_extras_are_the_declared_columns(name: str, mode: Any, group: GroupSpec) -> None:
+def test_actions_are_legal_and_extras_are_the_declared_columns(
+    name: str, mode: Any, group: GroupSpec
+) -> None:
     algorithm = build(name, group)
     state = algorithm.initial_state(len(group.slots))
     declared = {c.name: c.array for c in algorithm.sample_spec().extra}
@@ -107,7 +108,9 @@ def test_discrete_learners_refuse_continuous_actions(name: str) -> None:
 
 def test_random_draws_inside_the_box() -> None:
     algorithm = build("random", BOX)
-    draws = np.stack([algorithm.act(act_input(algorithm, BOX, seed), None, "explore")[0] for seed in range(200)])
+    draws = np.stack(
+        [algorithm.act(act_input(algorithm, BOX, seed), None, "explore")[0] for seed in range(200)]
+    )
     assert draws.shape == (200, 3, 2) and draws.dtype == np.float32
     assert (draws >= [-1.0, 0.0]).all() and (draws <= [1.0, 5.0]).all()
     np.testing.assert_allclose(draws.mean((0, 1)), [0.0, 2.5], atol=0.3)
@@ -259,7 +262,7 @@ def test_hyper_parameters_are_the_mutable_keys_and_gamma_reaches_the_view(name: 
 def test_random_refuses_to_learn() -> None:
     algorithm = build("random", GROUPS["vector"])
     batch = feed(make_batch(algorithm.sample_spec(), GROUPS["vector"], seed=0), "cpu")
-    with pytest.raises(RecipeError, match='algorithm.name="random" learns nothing'):
+    with pytest.raises(RecipeError, match=r'algorithm\.name="random" learns nothing'):
         algorithm.update(batch, {})
     for load in (algorithm.load_learned, algorithm.load_private):
         load({})

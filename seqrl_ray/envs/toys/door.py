@@ -79,8 +79,8 @@ def best(state: State, steps_left: int) -> float:
 class DoorGrid(ParallelEnv):  # type: ignore[misc]  # pettingzoo is untyped
     """The door grid as a PettingZoo parallel environment.
 
-    Observations, with cells scaled to [0, 1] and outside = -1: the walker sees [own x, y, climber's x, y, 1 if
-    the climber is inside], the climber [own x, y, walker's x, y].
+    Observations (cells in [0, 1], outside = -1): the walker sees [own x, y, climber's x, y, climber inside],
+    the climber [own x, y, walker's x, y].
     Every agent earns the mean of both agents' rewards. With `departing` it earns its own, and as it goes out
     it leaves without a word or a last observation. The return (mean over agents of the summed reward), and so
     its optimum, are the same in both. Time is up after `limit_steps`: a truncation.
@@ -93,6 +93,11 @@ class DoorGrid(ParallelEnv):  # type: ignore[misc]  # pettingzoo is untyped
         self.departing, self.limit_steps = departing, limit_steps
         self.possible_agents = list(AGENTS)
         self.agents: list[str] = []
+        features = {"walker": 5, "climber": 4}
+        self._obs_spaces = {agent: spaces.Box(-1.0, 1.0, (features[agent],), np.float32) for agent in AGENTS}
+        self._action_spaces: dict[str, spaces.Discrete[np.int64]] = {
+            agent: spaces.Discrete(len(MOVES[agent])) for agent in AGENTS
+        }
         self._state: State = (OUT, OUT)
         self._steps = 0
 
@@ -101,10 +106,10 @@ class DoorGrid(ParallelEnv):  # type: ignore[misc]  # pettingzoo is untyped
         return float(np.mean([best(state, self.limit_steps) for state in starts()])) / len(AGENTS)
 
     def observation_space(self, agent: str) -> spaces.Box:
-        return spaces.Box(-1.0, 1.0, (5 if agent == "walker" else 4,), np.float32)
+        return self._obs_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.Discrete[np.int64]:
-        return spaces.Discrete(len(MOVES[agent]))
+        return self._action_spaces[agent]
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None

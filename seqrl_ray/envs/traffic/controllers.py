@@ -5,8 +5,8 @@ both, actions are ignored. The others choose a green at every decision, through 
 policy:
 max_pressure (Varaiya 2013): sum over the phase's movements of halting vehicles before minus after;
 occupancy: all vehicles on the lanes the phase serves; greedy: halting vehicles on those lanes; random:
-uniform over legal greens. The first three have a starvation guard: a lane with a vehicle that saw no green
-for `max_red_s` is served next, longest first.
+uniform over legal greens. The first three have a starvation guard: a lane without green for `max_red_s` while a vehicle stood on it, or on an edge
+that feeds it within sensing range (lanes of a metre exist), is served next, longest first.
 Ties keep the current green, else take the first in programme order.
 
 Actuated: a generated `<tlLogic type="actuated">` per signal under a programme id of its own, which SUMO runs
@@ -69,11 +69,12 @@ class RuleController:
         self._red_s[:] = 0.0
 
     def watch(self, seconds: int) -> None:
-        """Count how long each lane has waited without green while a vehicle stood on it; once per
+        """Count how long each lane has waited without green while a vehicle stood before it; once per
         decision.
         """
         green = self._serves[self._first + self._safety.phase].sum(axis=0) > 0  # [A]
-        waiting = self._sensors.read("halting") > 0
+        read = self._sensors.read
+        waiting = read("halting") + self._sensors.lane_up @ read("up_halting") > 0
         self._red_s = np.where(green | ~waiting, 0.0, self._red_s + seconds)
 
     def choose(self) -> IntArray:

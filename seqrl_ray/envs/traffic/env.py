@@ -310,7 +310,7 @@ class TrafficEnv:
         inside, elsewhere = self._recorder.jams(simulation)
         teleports = float(simulation.statistic("teleports.total"))
         simulation.end()
-        trips = read_trips(simulation.trips_file, settings.end_s)
+        trips = read_trips(simulation.trips_file)
         shown = read_states(simulation.states_file)
         unsafe = violations(shown, settings, programme=self._programme)
         totals = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from seqrl_ray.envs.traffic.net import Network, Signal
+from seqrl_ray.envs.traffic.net import GREEN, Network, Signal
 from seqrl_ray.envs.traffic.safety import yellow_state
 from seqrl_ray.recipe_traffic import TrafficSettings
 
@@ -36,6 +36,14 @@ def _signal(signal: Signal, network: Network, settings: TrafficSettings) -> Iter
             f"links {_listed(never)} are green in no phase a policy can choose: traffic from "
             f"{', '.join(lanes)} is never released by them."
         )
+    if signal.removed:
+        yield (
+            f"{len(signal.removed)} phase(s) are commented out of its programme ({signal.removed[0]}): "
+            "plans and results differ from those of the complete net."
+        )
+    bare = _without_yellow(signal)
+    if bare:
+        yield f"links {_listed(bare)} turn from green to red without yellow in its own programme."
     for phase, state in enumerate(signal.greens):
         pairs = _conflicts(signal, network, state)
         if pairs:
@@ -58,6 +66,12 @@ def _signal(signal: Signal, network: Network, settings: TrafficSettings) -> Iter
         yield f"its own programme has a yellow of {short[0]:g} s, below yellow_s={settings.yellow_s}."
     if network.programs[signal.id] > 1:
         yield f"{network.programs[signal.id]} programmes in the net: the greens are the first one's."
+
+
+def _without_yellow(signal: Signal) -> list[int]:
+    states = [state for _, state in signal.program]
+    pairs = zip(states, [*states[1:], states[0]], strict=True)
+    return sorted({i for a, b in pairs for i in range(len(a)) if a[i] in GREEN and b[i] == "r"})
 
 
 def _conflicts(signal: Signal, network: Network, state: str) -> list[str]:

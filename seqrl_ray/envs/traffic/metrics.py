@@ -48,12 +48,11 @@ class Trips:
     fuel_kg: float
 
 
-def read_trips(path: Path, end_s: int) -> Trips:
+def read_trips(path: Path) -> Trips:
     """Read SUMO's tripinfo record.
 
     Args:
-        path: written with unfinished and undeparted vehicles.
-        end_s: end of the window; vehicles planned later are not due.
+        path: written with unfinished and undeparted vehicles, at the end of the window.
     Raises: EnvError: SUMO left no complete record.
     """
     text = path.read_text(encoding="utf-8")

@@ -60,6 +60,8 @@ class Signal:
     """Approach lanes, by the first link they feed (sumo-rl's order)."""
     out_lanes: tuple[str, ...]
     """Lanes it releases into: of each link's first connection, as in sumo-rl."""
+    removed: tuple[str, ...] = ()
+    """Phases that somebody commented out of the programme."""
 
     def movements_of(self, phase: int) -> tuple[Movement, ...]:
         """Movements that green phase `phase` shows G or g, without repeats of a lane pair."""
@@ -188,7 +190,8 @@ _ROAD_TYPES = frozenset({"static", "actuated", "delay_based", "NEMA", None})
 def _elements(path: Path) -> list[ElementTree.Element]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        root = ElementTree.fromstring(data)
+        keeps_comments = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+        root = ElementTree.fromstring(data, keeps_comments)
     except (ElementTree.ParseError, OSError) as error:
         raise EnvError(
             f"env.net={str(path)!r} cannot be read ({error}): no district. Give a SUMO .net.xml file."
@@ -219,4 +222,9 @@ def _signal(
         movements=movements,
         lanes=tuple(dict.fromkeys(m.from_lane for m in movements)),
         out_lanes=tuple(dict.fromkeys(first[link].to_lane for link in sorted(first))),
+        removed=tuple(note for note in _comments(logic) if "<phase" in note),
     )
+
+
+def _comments(element: ElementTree.Element) -> list[str]:
+    return [(child.text or "").strip() for child in element if child.tag is ElementTree.Comment]

@@ -94,10 +94,12 @@ class Observer:
         return (self._sensors.read("vehicles") - self._sensors.read("halting")) / COUNT_SCALE
 
     def _waiting(self) -> Float64:
-        return np.clip(self._sensors.read("waiting") / WAITING_SCALE_S, 0.0, 3.0)
+        waited = self._sensors.read("waiting") / WAITING_SCALE_S
+        return waited.clip(0.0, 3.0)
 
     def _speed(self) -> Float64:
-        return np.clip(self._sensors.read("speed") / self._sensors.limit, 0.0, 1.0)
+        share = self._sensors.read("speed") / self._sensors.limit
+        return share.clip(0.0, 1.0)
 
     def _upstream(self) -> Float64:
         halting, vehicles = self._sensors.read("up_halting"), self._sensors.read("up_vehicles")
@@ -106,7 +108,7 @@ class Observer:
 
     def _downstream(self) -> Float64:
         filled = self._sensors.read("out_vehicles") * QUEUED_CAR_M / self._sensors.out_length_m
-        return np.clip(filled, 0.0, 1.0)
+        return filled.clip(0.0, 1.0)
 
     def _backlog(self) -> Float64:
         own, further = self._sensors.read("pending"), self._sensors.read("up_pending")

@@ -9,6 +9,7 @@ the safety audit reads.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import weakref
@@ -41,6 +42,8 @@ class Simulation:
         Raises: EnvError: this process already has a live simulation.
         """
         global _owner
+        if _owner is not None and _owner() is not None:
+            gc.collect()  # a forgotten one may only wait for the collector
         if _owner is not None and _owner() is not None:
             raise EnvError(
                 "a second traffic environment in one process is refused: libsumo is one simulation per "

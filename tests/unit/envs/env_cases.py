@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -9,7 +11,7 @@ from pettingzoo import ParallelEnv
 
 
 class Countdown(gymnasium.Env):
-    """Observes [seed-drawn offset, step]; every action is paid as reward; terminates or truncates after `limit`."""
+    """Observes [seed-drawn offset, step]; an action is its own reward; ends after `limit` steps."""
 
     def __init__(self, limit=3, truncates=False, action_space=None, observation_space=None, start=0):
         self.limit, self.truncates = limit, truncates
@@ -27,7 +29,13 @@ class Countdown(gymnasium.Env):
         self.received.append(action)
         over = self.t >= self.limit
         reward = float(np.sum(action))
-        return np.array([self.offset, self.t]), reward, over and not self.truncates, over and self.truncates, {}
+        return (
+            np.array([self.offset, self.t]),
+            reward,
+            over and not self.truncates,
+            over and self.truncates,
+            {},
+        )
 
 
 class Structured(gymnasium.Env):
@@ -51,7 +59,7 @@ class Forgetful(Countdown):
 
 
 class InfoMask(Countdown):
-    """Gives its mask in the info: after an even step only action 0 is legal, after an odd one only 1 and 2."""
+    """Gives its mask in the info: at even steps only action 0 is legal, at odd ones only 1 and 2."""
 
     def _info(self):
         return {"action_mask": np.array([0, 1, 1, 0] if self.t % 2 else [1, 0, 0, 0], np.int8)}
@@ -76,7 +84,7 @@ class Scripted(ParallelEnv):
     Agent number n observes n + 1 features, all equal to 10 * step + n; its reward is its action.
     """
 
-    metadata = {"name": "scripted"}
+    metadata = {"name": "scripted"}  # noqa: RUF012  # PettingZoo's own form
 
     def __init__(self, script, agents=("a", "b", "c"), masks=False):
         self.script, self.possible_agents, self.masks = script, list(agents), masks
@@ -89,13 +97,15 @@ class Scripted(ParallelEnv):
         return spaces.Discrete(self.possible_agents.index(agent) + 2)
 
     def _see(self, agents):
-        numbers = {agent: self.possible_agents.index(agent) for agent in agents}
+        numbers = {agent: ascii_lowercase.index(agent) for agent in agents}
         return {agent: np.full(n + 1, 10.0 * self.t + n, np.float32) for agent, n in numbers.items()}
 
     def _infos(self, agents):
         if not self.masks:
             return {agent: {} for agent in agents}
-        return {agent: {"action_mask": np.arange(self.action_space(agent).n) == self.t % 2} for agent in agents}
+        return {
+            agent: {"action_mask": np.arange(self.action_space(agent).n) == self.t % 2} for agent in agents
+        }
 
     def reset(self, seed=None, options=None):
         self.t = 0

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, blank_rows, own_actions
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_env import PolicySettings
@@ -16,7 +15,9 @@ def image(name, shape=(4, 4, 1), dtype="uint8"):
 
 
 def box(name, high):
-    return AgentInfo(name, ArraySpec((2,), "float32"), ActionSpec("box", shape=(1,), low=(0.0,), high=(high,)))
+    return AgentInfo(
+        name, ArraySpec((2,), "float32"), ActionSpec("box", shape=(1,), low=(0.0,), high=(high,))
+    )
 
 
 def test_first_matching_policy_wins_and_slots_go_copy_by_copy():
@@ -72,8 +73,16 @@ def test_images_keep_their_shape_and_type():
             "policies.q.agents='a' matches no agent that an earlier policy left over",
         ),
         ([image("a"), image("b", (2, 2, 1))], {"p": PolicySettings()}, "images are not padded"),
-        ([image("a"), image("b", dtype="float32")], {"p": PolicySettings()}, "different types float32, uint8"),
-        ([image("a")], {"p": PolicySettings(agent_one_hot=True)}, "agent_one_hot=true needs vector observations"),
+        (
+            [image("a"), image("b", dtype="float32")],
+            {"p": PolicySettings()},
+            "different types float32, uint8",
+        ),
+        (
+            [image("a")],
+            {"p": PolicySettings(agent_one_hot=True)},
+            "agent_one_hot=true needs vector observations",
+        ),
         ([box("a", 1.0), box("b", 2.0)], {"p": PolicySettings()}, "different continuous actions"),
         ([box("a", 1.0), agent("b")], {"p": PolicySettings()}, "different continuous actions"),
     ],

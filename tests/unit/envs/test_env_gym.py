@@ -4,7 +4,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-
 from seqrl_ray.envs.gym import GymEnv
 from seqrl_ray.envs.make import controllers, make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
@@ -37,7 +36,10 @@ def test_same_step_autoreset_gives_the_final_and_the_first_observation():
     assert step.final_obs.tolist() == [[opening[0, 0], 2.0], [opening[1, 0], 2.0]]
     assert step.obs[:, 1].tolist() == [0.0, 0.0]  # already the next episode's first
     assert step.is_first.all() and step.valid.all() and step.episode_id.tolist() == [1, 1]
-    assert [(e.env, e.seed, e.steps, e.metrics["return"]) for e in done.episodes] == [(0, 1, 2, 4.0), (1, 2, 2, 2.0)]
+    assert [(e.env, e.seed, e.steps, e.metrics["return"]) for e in done.episodes] == [
+        (0, 1, 2, 4.0),
+        (1, 2, 2, 2.0),
+    ]
     assert done.env_steps == 2
 
 
@@ -136,7 +138,10 @@ def test_other_action_spaces_are_refused(space, words):
     [
         (gymnasium.spaces.Text(5), "has no fixed-size array"),
         (gymnasium.spaces.Dict({"i": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)}), "the image"),
-        (gymnasium.spaces.Tuple([gymnasium.spaces.Graph(gymnasium.spaces.Discrete(2), None)]), "has no fixed-size array"),
+        (
+            gymnasium.spaces.Tuple([gymnasium.spaces.Graph(gymnasium.spaces.Discrete(2), None)]),
+            "has no fixed-size array",
+        ),
     ],
 )
 def test_other_observation_spaces_are_refused(space, words):
@@ -213,7 +218,11 @@ def test_restored_episodes_go_on_exactly(name):
 
     rng = np.random.default_rng(0)
     one, two = make(name, num_envs=3), make(name, num_envs=3)
-    draw = rng.integers(0, 2, (60, 3)) if name == "CartPole-v1" else rng.uniform(-2, 2, (60, 3, 1)).astype(np.float32)
+    draw = (
+        rng.integers(0, 2, (60, 3))
+        if name == "CartPole-v1"
+        else rng.uniform(-2, 2, (60, 3, 1)).astype(np.float32)
+    )
     one_now, _ = play(one, one.reset(), draw[:33])
     restored = two.restore(one.open_episodes()).groups["p"]
     for field in ("obs", "is_first", "episode_id", "active"):

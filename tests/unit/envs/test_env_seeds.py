@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
 from seqrl_ray.errors import EnvError
 
@@ -16,7 +15,12 @@ def test_a_seed_is_a_function_of_its_place_and_fits_31_bits(root, key, env, epis
 
 
 def test_actors_copies_and_episodes_differ():
-    seeds = {EpisodeSeeds(7, actor)(env, episode) for actor in range(4) for env in range(8) for episode in range(50)}
+    seeds = {
+        EpisodeSeeds(7, actor)(env, episode)
+        for actor in range(4)
+        for env in range(8)
+        for episode in range(50)
+    }
     assert len(seeds) >= 4 * 8 * 50 - 2  # a birthday collision in 2**31 is rare, two are news
 
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seqrl_ray.losses.reduce import weighted_mean, weighted_sum
 from torch import tensor
 from torch.nn import functional
 from torch.testing import assert_close
-
-from seqrl_ray.losses.reduce import weighted_mean, weighted_sum
 
 
 def test_weights_scale_and_do_not_normalise() -> None:
@@ -34,11 +33,11 @@ def test_nothing_valid_gives_zero() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="^weight has shape"):
+    with pytest.raises(ValueError, match=r"^weight has shape"):
         weighted_sum(torch.zeros(2, 3), torch.zeros(2))
-    with pytest.raises(ValueError, match="^weight has shape"):
+    with pytest.raises(ValueError, match=r"^weight has shape"):
         weighted_sum(torch.zeros(2, 3), torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="^valid is torch.float32"):
+    with pytest.raises(ValueError, match=r"^valid is torch.float32"):
         weighted_sum(torch.zeros(2), torch.zeros(2), torch.ones(2))
-    with pytest.raises(ValueError, match="^valid is torch.bool"):
+    with pytest.raises(ValueError, match=r"^valid is torch.bool"):
         weighted_sum(torch.zeros(2), torch.zeros(2), torch.ones(1, dtype=torch.bool))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seqrl_ray.losses.td import double_q_error, huber, q_error
 from torch import tensor
 from torch.testing import assert_close
 
-from seqrl_ray.losses.td import double_q_error, huber, q_error
-
-# Row 0 is ordinary (one step), row 1 was cut after two steps (discount gamma**2, bootstraps), row 2 terminated.
+# Row 0 is ordinary (one step), row 1 was cut after two steps (discount gamma**2), row 2 terminated.
 Q_TM1 = tensor([[1.0, 5.0], [2.0, 0.5], [2.0, 0.0]])
 ACTION_TM1 = tensor([1, 1, 0])
 REWARD_T = tensor([1.0, 3.0, -1.0])
@@ -50,7 +49,10 @@ def test_a_row_without_legal_actions_bootstraps_from_zero() -> None:
 def test_leading_dimensions_are_free() -> None:
     flat = double_q_error(Q_TM1, ACTION_TM1, REWARD_T, DISCOUNT_T, Q_T, SELECTOR_T)
     stacked = double_q_error(
-        Q_TM1.view(3, 1, 2), *(x.view(3, 1) for x in (ACTION_TM1, REWARD_T, DISCOUNT_T)), Q_T[:, None], SELECTOR_T[:, None]
+        Q_TM1.view(3, 1, 2),
+        *(x.view(3, 1) for x in (ACTION_TM1, REWARD_T, DISCOUNT_T)),
+        Q_T[:, None],
+        SELECTOR_T[:, None],
     )
     assert_close(stacked, flat[:, None])
 
@@ -80,7 +82,14 @@ def test_a_wrong_shape_is_named(argument: str) -> None:
 
 @pytest.mark.parametrize(
     ("error", "delta", "expected"),
-    [(0.5, 1.0, 0.125), (-0.5, 1.0, 0.125), (3.0, 1.0, 2.5), (-3.0, 2.0, 4.0), (2.0, 2.0, 2.0), (0.0, 1.0, 0.0)],
+    [
+        (0.5, 1.0, 0.125),
+        (-0.5, 1.0, 0.125),
+        (3.0, 1.0, 2.5),
+        (-3.0, 2.0, 4.0),
+        (2.0, 2.0, 2.0),
+        (0.0, 1.0, 0.0),
+    ],
 )
 def test_huber_matches_hand_computed_values(error: float, delta: float, expected: float) -> None:
     assert_close(huber(tensor([error]), delta), tensor([expected]))

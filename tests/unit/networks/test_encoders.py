@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from seqrl_ray.networks.encoders import (
     ImageEncoder,
     ImageLayout,
@@ -27,13 +26,20 @@ from seqrl_ray.types import ArraySpec
         ((4, 6), "float32", 1, None),
     ],
 )
-def test_the_layout_follows_from_the_shape(frame: tuple[int, ...], dtype: str, stack: int, expected: object) -> None:
+def test_the_layout_follows_from_the_shape(
+    frame: tuple[int, ...], dtype: str, stack: int, expected: object
+) -> None:
     assert image_layout(frame, dtype, stack) == expected
 
 
 @pytest.mark.parametrize(
     ("frame", "dtype", "stack", "features"),
-    [((84, 84), "uint8", 4, 512), ((36, 40), "uint8", 1, 512), ((10, 10, 4), "bool", 1, 1600), ((7, 7, 3), "uint8", 2, 784)],
+    [
+        ((84, 84), "uint8", 4, 512),
+        ((36, 40), "uint8", 1, 512),
+        ((10, 10, 4), "bool", 1, 1600),
+        ((7, 7, 3), "uint8", 2, 784),
+    ],
 )
 @pytest.mark.parametrize("lead", [(2,), (2, 3)])
 def test_images_become_features(

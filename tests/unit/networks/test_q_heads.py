@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from seqrl_ray.algorithms.dqn_settings import DqnSettings
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.networks.q_heads import DuelingHead, q_network
@@ -34,5 +33,7 @@ def test_one_value_per_action(dueling: bool, layer_norm: bool) -> None:
 
 
 def test_continuous_actions_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"^policies.lights: the environment's actions are continuous, of shape \(2,\)"):
+    with pytest.raises(
+        RecipeError, match=r"^policies.lights: the environment's actions are continuous, of shape \(2,\)"
+    ):
         q_network(DqnSettings(), group(ActionSpec("box", shape=(2,), low=(0.0, 0.0), high=(1.0, 1.0))))

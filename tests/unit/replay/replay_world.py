@@ -58,7 +58,7 @@ def terminates(slot, episode):
 
 
 def reward_of(slot, episode, t):
-    return np.float32(round(_noise(3, slot, episode, t) * 8 - 4, 2))
+    return np.float32(round(_noise(3, slot, episode, t) * 32 - 16) / 4)  # sums are exact
 
 
 def action_of(slot, episode, t):
@@ -145,7 +145,7 @@ class Oracle:
         if incarnation > self.incarnation.get(writer, -1):
             self.forget(writer)
         self.incarnation[writer] = incarnation
-        new = []
+        new, cut = [], []
         for s, e, o, n in zip(*(x.tolist() for x in (fragment.slot, fragment.episode, fragment.offset, fragment.length))):
             for t in range(o, o + n):
                 now = self.expected.get((writer, s))
@@ -153,21 +153,24 @@ class Oracle:
                     continue
                 if now is None or e > now[0] or t > now[1]:
                     if now is not None and not now[3]:
-                        self.closed.append(now[2])
+                        cut.append(now[2])
                     now = [e, t, self.segments, False]
                     self.segments += 1
                 row = Row((writer, incarnation, s, e), t, now[2])
                 new.append(row)
                 self.expected[writer, s] = [e, t + 1, now[2], row.final]
+        grown = {row.segment for row in new}
+        self.closed += [segment for segment in cut if segment not in grown]
         before = self.live()
         self.make_room(len(new))
         for row in new:
             self.rows.append(row)
         self.closed += [row.segment for row in new if row.final]
+        self.closed += [segment for segment in cut if segment in grown]
         return len(self.live() - before)
 
     def forget(self, writer):
-        for (name, slot), (_, _, segment, ended) in list(self.expected.items()):
+        for (name, slot), (_, _, segment, ended) in sorted(self.expected.items()):
             if name == writer:
                 if not ended:
                     self.closed.append(segment)
@@ -187,7 +190,7 @@ class Oracle:
             held = {row.segment for row in self.rows}
             closed = [segment for segment in self.closed if segment in held]
             if not closed:
-                victim = min(held)
+                victim = self.rows[0].segment
             elif self.eviction == "fifo_episodes":
                 victim = closed[0]
             else:

@@ -65,7 +65,7 @@ def live_names(s):
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritised", "by_length"])
 @pytest.mark.parametrize("eviction", ["fifo_steps", "fifo_episodes", "lowest_return_first"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(step, max_size=20), kind=st.sampled_from(sorted(SPECS)), capacity=st.integers(36, 60))
 def test_items_are_those_of_a_slow_store(sampler, eviction, steps, kind, capacity):
     spec, stack = SPECS[kind]
@@ -106,6 +106,7 @@ def test_fragments_of_a_stream_are_joined_across_inserts_and_inside_one():
 def test_rows_after_a_final_row_are_refused_and_change_nothing():
     s = shard()
     s.insert(trajectory([(0, 0, 0, 20)]))
+    s.sample(1, 1)
     good = trajectory([(1, 0, 0, 2)])
     bad = trajectory([(1, 0, 0, 2)])
     object.__setattr__(bad, "slot", np.array([0]))

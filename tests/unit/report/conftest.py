@@ -114,10 +114,10 @@ def traffic_details(rng, signals, level, plan_s):
             green = (green + 1) % greens if plan_s else int((green + rng.integers(1, greens)) % greens)
     return {
         "time_s": time_s,
-        "queue_vehicles": np.maximum(queue, 0),
+        "queue": np.maximum(queue, 0),
         "delay_rate": np.maximum(1.3 * queue + 0.1, 0),
         "phase": phase,
-        "signals": np.array([NAMES[i] if i < len(NAMES) else f"gneJ{i}" for i in range(signals)]),
+        "signal_names": np.array([NAMES[i] if i < len(NAMES) else f"gneJ{i}" for i in range(signals)]),
         "trip_delay_s": rng.lognormal(math.log(level * 0.6), 1.0, 1500),
     }
 
@@ -230,6 +230,24 @@ def make_gym_run(folder: Path, *, policy_level=487.0, seeds=20) -> Path:
 def traffic_run(tmp_path_factory):
     """A finished traffic run. Tests that change it copy it first."""
     return make_traffic_run(tmp_path_factory.mktemp("runs") / "cologne8_double_dqn-1")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A traffic run of two signals and three seeds: quick to draw. Tests that change it copy it first."""
+    return make_traffic_run(tmp_path_factory.mktemp("runs") / "small", signals=2, seeds=3)
+
+
+@pytest.fixture(scope="session")
+def new_traffic_run():
+    """Make a traffic run: (folder, signals=, seeds=) -> folder."""
+    return make_traffic_run
+
+
+@pytest.fixture(scope="session")
+def new_gym_run():
+    """Make a Gymnasium run: (folder, policy_level=, seeds=) -> folder."""
+    return make_gym_run
 
 
 @pytest.fixture(scope="session")

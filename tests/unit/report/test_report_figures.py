@@ -8,7 +8,7 @@ from seqrl_ray.report.phases import Track, phases, tracks
 from seqrl_ray.report.run_folder import RunFolder, read_run
 from seqrl_ray.report.style import PALETTE, canvas, label_lines, look, shorten, spread, svg, wants_log
 from seqrl_ray.report.system import learner_metrics, rates
-from seqrl_ray.report.traffic import per_minute, per_signal, totals, trip_delay
+from seqrl_ray.report.traffic import extent, per_minute, per_signal, totals, trip_delay
 
 EMPTY = RunFolder(path=None)
 TEXT = re.compile(r"<text[^>]*>([^<]*)</text>")
@@ -90,9 +90,16 @@ def test_a_figure_is_a_function_of_the_run(run):
 
 
 def test_per_minute_by_hand():
-    minute, means = per_minute(np.array([100.0, 130.0, 160.0, 280.0]), np.array([[1.0], [3.0], [7.0], [5.0]]))
+    time_s, values = np.array([100.0, 130.0, 160.0, 280.0]), np.array([[1.0], [3.0], [7.0], [5.0]])
+    minute, means = per_minute(time_s, values, 100.0)
     assert list(minute) == [0.5, 1.5, 3.5]  # no samples in the third minute: no point
     assert means.ravel().tolist() == [2.0, 7.0, 5.0]
+
+
+def test_the_episode_begins_with_its_first_change():
+    sampled = {"time_s": np.array([10.0, 20.0, 30.0])}
+    assert extent(sampled) == (10.0, 40.0)
+    assert extent({**sampled, "change_time_s": np.array([0.0, 12.0])}) == (0.0, 30.0)
 
 
 def test_track_spans_and_switches_by_hand():
@@ -141,7 +148,7 @@ def test_seed_figure_names_controllers_and_says_what_it_leaves_out(run):
 
 
 def test_per_signal_has_a_panel_per_signal(run):
-    texts = TEXT.findall(per_signal(run, "queue_vehicles").svg)
+    texts = TEXT.findall(per_signal(run, "queue").svg)
     assert [t for t in texts if t.startswith("gneJ")] == ["gneJ7"]
     assert "247379907" in texts
 

@@ -96,18 +96,18 @@ def test_details_of_a_wrong_shape_or_with_objects_are_refused(copy):
     np.savez(file, phase=np.zeros(5))
     with pytest.raises(RunFolderError, match=r"phase has shape \(5,\), not 2 dimensions"):
         read_run(copy)
-    np.savez(file, signals=np.array(["a", None], object))
+    np.savez(file, signal_names=np.array(["a", None], object))
     with pytest.raises(RunFolderError, match=r"unreadable .*Object arrays cannot be loaded"):
         read_run(copy)
 
 
-def test_details_under_the_names_of_the_traffic_environment(copy):
-    np.savez(
-        copy / "evaluation" / "fixed-details.npz", queue=np.zeros((3, 2)), signal_names=np.array(["a", "b"])
-    )
-    details = read_run(copy).details["fixed"]
-    assert details["queue_vehicles"].shape == (3, 2)
-    assert list(details["signals"]) == ["a", "b"]
+def test_ragged_phase_states_are_read_from_json(copy):
+    file = copy / "evaluation" / "fixed-details.npz"
+    np.savez(file, phase_states=np.array(json.dumps([["Gr", "rG", "GG"], ["G"]])))
+    assert read_run(copy).details["fixed"]["phase_states"].tolist() == [["Gr", "rG", "GG"], ["G", "", ""]]
+    np.savez(file, phase_states=np.array("[["))
+    with pytest.raises(RunFolderError, match=r"fixed-details\.npz is unreadable"):
+        read_run(copy)
 
 
 def test_null_statistics_are_none(copy):

@@ -1,0 +1,192 @@
+"""The learner actor of the service wiring: it draws from shard actors and knows no rollout actor."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops.build import SHARDS, stream_seed
+from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.trainer import make_pacing, pacing_row
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.replay_service import RemoteReplay
+from seqrl_ray.types import GroupSpec, SampleSpec
+
+LEARNER = 1_000_000
+"""Keys the learner's own stream of draws apart from the shards'."""
+
+
+@dataclass
+class ServiceReport:
+    """What the learner did in one stretch."""
+
+    row: dict[str, Any]
+    restored: dict[str, int]
+    lost_shards: list[int]
+    board_lost: bool
+    done: bool
+
+
+class ServiceLearner:
+    """Learner and its view of the shards; the runtime makes a Ray actor of it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        groups: Mapping[str, GroupSpec],
+        *,
+        device: str,
+        compile_updates: int,
+        threads: int,
+        epoch: int,
+        resume: Path | None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.recipe = recipe
+        self.learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
+        self.replays = {
+            policy_id: RemoteReplay(
+                recipe,
+                policy_id,
+                make_pacing(recipe, self.specs()[policy_id], len(groups[policy_id].slots)),
+                seed=stream_seed(recipe, SHARDS, LEARNER, place),
+            )
+            for place, policy_id in enumerate(sorted(groups))
+        }
+        self.counters = {"env_steps": 0, "agent_steps": 0}
+        if resume is not None:
+            checkpoints.verify(resume)
+            saved = checkpoints.load(resume, "trainer")
+            self.learner.restore(saved["learner"])
+            for policy_id, pacing in saved["pacing"].items():
+                self.replays[policy_id].pacing.restore(pacing)
+        self.learner.epoch += epoch
+        self.restored = {"env_steps": 0, "updates": self.learner.updates}
+        self.board: Any = None
+        self._published_at = 0.0
+        self._publishing: Any = None
+        self._held: dict[str, Any] = {}
+
+    def specs(self) -> dict[str, SampleSpec]:
+        """Return what every policy wants of replay: the shards are made for it."""
+        return {p: a.sample_spec() for p, a in self.learner.algorithms.items()}
+
+    def pid(self) -> int:
+        """Process id, for kill tests and for people."""
+        return os.getpid()
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's step budget that is spent."""
+        steps = max((r.env_steps for r in self.replays.values()), default=0)
+        return min(1.0, steps / self.recipe.stop.env_steps)
+
+    @property
+    def done(self) -> bool:
+        """The budget is spent."""
+        limit = self.recipe.stop.updates
+        return self.progress >= 1.0 or bool(limit and self.learner.updates >= limit)
+
+    def run_for(self, seconds: float, shards: Mapping[int, Any], board: Any) -> ServiceReport:
+        """Train for about this long, or until the budget is spent or a shard is lost.
+
+        Args:
+            seconds: wall time.
+            shards: every shard's present handle.
+            board: where weights go.
+        """
+        for replay in self.replays.values():
+            replay.use(shards)
+        if board is not self.board:
+            self.board, self._publishing, self._published_at = board, None, 0.0
+        until = time.monotonic() + seconds
+        known_lost = self._lost()
+        board_lost = False
+        while time.monotonic() < until and not self.done and self._lost() <= known_lost:
+            self._turn()
+            board_lost = board_lost or self._publish()
+        if self.done:
+            self._published_at = 0.0
+            board_lost = board_lost or self._publish()
+        return ServiceReport(self._row(), self.restored, sorted(self._lost()), board_lost, self.done)
+
+    def _lost(self) -> set[int]:
+        return set().union(*(r.lost for r in self.replays.values()))
+
+    def _turn(self) -> None:
+        """Ask, take what has come, learn from every draw that is whole."""
+        beta = self.recipe.replay.beta(self.progress)
+        for policy_id, replay in self.replays.items():
+            if self.learner.algorithms[policy_id].learns:
+                replay.pump(beta, self.learner.algorithms[policy_id].updates)
+        calls = [call for replay in self.replays.values() for call in replay.calls()]
+        if not calls:
+            time.sleep(0.02)
+            return
+        ready, _ = ray.wait(calls, num_returns=1, timeout=0.1)
+        if ready and len(calls) > 1:
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        came = set(ready)
+        for policy_id, replay in self.replays.items():
+            replay.settle([call for call in replay.calls() if call in came])
+            while (batch := replay.next_batch()) is not None and not self.done:
+                replay.pump(beta, self.learner.algorithms[policy_id].updates)  # the shards work while we do
+                priorities = self.learner.update(policy_id, batch, self.progress)
+                replay.write_back(batch.ids, priorities)
+
+    def _publish(self) -> bool:
+        """Send weights to the board when it is time; never waits. Returns True if the board is gone."""
+        if self._publishing is not None:
+            ready, _ = ray.wait([self._publishing], timeout=0)
+            if not ready:
+                return False
+            call, self._publishing = self._publishing, None
+            try:
+                ray.get(call)
+            except RayActorError:
+                return True
+        if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
+            self._published_at = time.monotonic()
+            self._publishing = self.board.publish.remote(self.learner.all_weights(self.progress))
+        return False
+
+    def publish_to(self, board: Any) -> None:
+        """Fill a new board."""
+        ray.get(board.publish.remote(self.learner.all_weights(self.progress)))
+
+    def _row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "env_steps": max((r.env_steps for r in self.replays.values()), default=0),
+            "agent_steps": max((r.agent_steps for r in self.replays.values()), default=0),
+            "updates": self.learner.updates,
+            "progress": self.progress,
+            "stale_priorities": sum(r.stale_priorities for r in self.replays.values()),
+        }
+        row.update(pacing_row({p: r.pacing for p, r in self.replays.items()}))
+        row.update(self.learner.metrics())
+        return row
+
+    def hold(self, trees: Mapping[str, Any]) -> None:
+        """Freeze this moment's state for a checkpoint that `write` will make exist once the shards have written."""
+        self._held = {
+            **trees,
+            "trainer": {
+                "counters": {"env_steps": self._row()["env_steps"]},
+                "pacing": {p: r.pacing.state() for p, r in self.replays.items()},
+                "learner": self.learner.state(),
+            },
+        }
+
+    def write(self, root: Path, name: str, trees: Mapping[str, Any]) -> None:
+        """Write the frozen state and the manifest."""
+        checkpoints.save(root, name, {**self._held, **trees}, self.recipe.learner.keep_checkpoints)
+        self._held = {}

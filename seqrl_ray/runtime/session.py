@@ -1,0 +1,202 @@
+"""What both wirings share, seen from the supervisor's process: board, evaluators, the account of deaths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops.drive import Failure
+from seqrl_ray.loops.evaluate import POLICY
+from seqrl_ray.loops.judge import Job, chunk_size
+from seqrl_ray.loops.run_folder import LagCounter
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.evaluator import play_jobs
+from seqrl_ray.runtime.supervisor import Supervisor
+from seqrl_ray.runtime.wire import unpack
+from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the launcher resolved: where things run and with how much."""
+
+    device: str
+    num_gpus: float
+    learner_threads: int
+    compile_updates: int
+    actor_cpus: float
+    learner_cpus: float
+    shard_cpus: float
+    workers: int
+    """Evaluators of the final evaluation."""
+
+
+@dataclass
+class Death:
+    """A death that has been noticed and not mended yet."""
+
+    what: str
+    noticed: float
+    lost_steps: int = 0
+    lost_updates: int = 0
+
+
+class RaySession:
+    """The part of a run that does not depend on its wiring; `ColocatedSession` and `ServiceSession` add the rest."""
+
+    def __init__(self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None) -> None:
+        """Start the board.
+
+        Args:
+            recipe: the run.
+            placement: from the launcher.
+            root: the run's checkpoints; a dead learner is restored from the newest.
+            clock_s: wall seconds the run had used before it was resumed.
+            resume: checkpoint to go on from.
+        """
+        self.recipe, self.placement, self.root = recipe, placement, root
+        self.exact = resume is not None and recipe.actors.in_flight == 1
+        """Resume open episodes where they were: only a lock-step run has all of them at rest when it saves."""
+        self.supervisor = Supervisor(recipe, actor_cpus=placement.actor_cpus)
+        if resume is not None:
+            checkpoints.verify(resume)
+            self.supervisor.go_on_from(checkpoints.load(resume, "supervisor"), exact=self.exact)
+        self.lag = LagCounter()
+        self.epoch = 0
+        self.last = {"env_steps": 0, "updates": 0}
+        self.actor_deaths: dict[int, Death] = {}
+        self._started = time.monotonic() - clock_s
+        self._mended: list[Failure] = []
+        self._interim: tuple[Any, tuple[int, ...], dict[str, int]] | None = None
+        self._evaluator: Any = None
+        self.supervisor.make_board()
+
+    def at_s(self) -> float:
+        """Wall seconds of the run so far."""
+        return time.monotonic() - self._started
+
+    def first_groups(self) -> dict[str, GroupSpec]:
+        """Wait for the first actor: its environment says what there is to learn.
+
+        Raises: the actor's own error (an EnvError, say) if its environment cannot be made.
+        """
+        try:
+            groups: dict[str, GroupSpec] = ray.get(self.supervisor.actors[0].groups.remote())
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayActorError as error:
+            cause = getattr(error, "cause", None) or error
+            raise cause.cause if isinstance(cause, RayTaskError) else cause from None
+        return groups
+
+    def restore_rollouts(self, resume: Path) -> None:
+        """Hand every actor its open episodes back (lock-step runs)."""
+        saved = checkpoints.load(resume, "rollouts")
+        ray.get([self.supervisor.actors[int(i)].go_on_from.remote(state) for i, state in saved.items() if state])
+
+    def rollout_states(self) -> dict[str, Any]:
+        """Return every actor's open episodes (lock-step runs)."""
+        actors = self.supervisor.actors
+        states = ray.get([actor.open_episodes.remote() for actor in actors.values()])
+        return {str(i): state for i, state in zip(actors, states, strict=True)}
+
+    # --------------------------------------------------------------------------------------------- deaths
+
+    def take_failures(self) -> list[Failure]:
+        """Return the deaths that have been mended since the last call."""
+        mended, self._mended = self._mended, []
+        return mended
+
+    def recovered(self, death: Death) -> None:
+        """Account for a death that has been mended now."""
+        took = round(self.at_s() - death.noticed, 3)
+        self._mended.append(Failure(death.what, round(death.noticed, 3), took, death.lost_steps, death.lost_updates))
+
+    def bury_actor(self, index: int, cause: str, *, application_error: bool, lost_steps: int) -> Any:
+        """Count an actor's death, make sure it is dead, and start its replacement.
+
+        Raises: WorkerError: the run must not survive this.
+        """
+        if application_error:
+            self.supervisor.budget.application_error("actor", cause)
+        else:
+            self.supervisor.budget.death(f"actor {index} ({cause})")
+        self.supervisor.end(self.supervisor.actors[index])
+        self.actor_deaths[index] = Death("actor", self.at_s(), lost_steps=lost_steps)
+        return self.supervisor.make_actor(index)
+
+    def replace_board(self, publish: Callable[[Any], None]) -> None:
+        """Start an empty board and have it filled."""
+        death = Death("board", self.at_s())
+        self.supervisor.budget.death("the weight board")
+        publish(self.supervisor.make_board())
+        self.recovered(death)
+
+    # ---------------------------------------------------------------------------------------------- judging
+
+    def judge_interim(self, seeds: Sequence[int]) -> None:
+        """Evaluate the board's weights on an evaluator beside the training; skipped while one is still at it."""
+        if self._interim is not None:
+            return
+        if self._evaluator is None:
+            self._evaluator = self.supervisor.make_evaluator(0.0)
+        try:
+            weights, _ = unpack(ray.get(self.supervisor.board.pull.remote({})))
+        except RayActorError:
+            return  # the wiring notices and refills the board; the next evaluation will find weights
+        call = self._evaluator.play.remote(Job(POLICY, tuple(seeds)), weights)
+        self._interim = (call, tuple(seeds), dict(self.last))
+
+    def interim_results(self) -> list[tuple[dict[str, int], list[EpisodeEnd]]]:
+        """Return the evaluation in between if it has ended; a dead evaluator is replaced and begins anew."""
+        if self._interim is None:
+            return []
+        call, seeds, at = self._interim
+        ready, _ = ray.wait([call], timeout=0)
+        if not ready:
+            return []
+        self._interim = None
+        try:
+            return [(at, ray.get(call))]
+        except RayTaskError as error:
+            self.supervisor.budget.application_error("evaluator", str(error))
+        except RayActorError:
+            self.supervisor.budget.death("an evaluator")
+        death = Death("evaluator", self.at_s())
+        self.supervisor.end(self._evaluator)
+        self._evaluator = None
+        self.judge_interim(seeds)
+        self.recovered(death)
+        return []
+
+    def judge_final(
+        self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
+    ) -> dict[str, list[EpisodeEnd]]:
+        """End the training processes and play the final jobs, with the weights of the last checkpoint."""
+        weights: Mapping[str, Weights] = checkpoints.acting_weights(checkpoints.latest(self.root))
+        self.close()
+        workers = self.placement.workers
+        jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
+        return play_jobs(
+            lambda: self.supervisor.make_evaluator(1.0),
+            jobs,
+            weights,
+            workers=workers,
+            budget=self.supervisor.budget,
+            on_job=lambda job: on_job(job, len(jobs)),
+            on_death=lambda: self.recovered(Death("evaluator", self.at_s())),
+        )
+
+    def close(self) -> None:
+        """End actors, board and evaluator; closing twice is harmless."""
+        self.supervisor.close()
+        if self._evaluator is not None:
+            self.supervisor.end(self._evaluator)
+        self._evaluator = None
