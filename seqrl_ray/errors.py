@@ -36,6 +36,12 @@ class ReplayError(SeqrlError):
     """The experience service was asked for something its rules refuse."""
 
 
+class DivergedError(SeqrlError):
+    """Learning gave a value that is not finite; going on would spread it to every weight and every priority."""
+
+    exit_code = 1
+
+
 class WorkerError(SeqrlError):
     """A worker process failed in a way the run must not survive (the same application error twice)."""
 

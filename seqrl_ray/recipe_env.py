@@ -52,7 +52,6 @@ class AtariSettings(Settings):
     use_fire_reset: bool = key(True, "press FIRE after reset where the game needs it")
     max_episode_frames: int = key(108_000, "frame cap of a game, a truncation", unit="frames", ge=1)
     num_threads: int = key(1, "emulator threads in each actor process", ge=1, le=256)
-    restorable: bool = key(True, "on resume, rebuild open games by replaying them; False cuts them")
 
 
 class PettingZooSettings(Settings):

@@ -126,7 +126,7 @@ class TrafficSettings(Settings):
     )
 
     max_red_s: int = key(
-        240,
+        120,
         "starvation guard of max_pressure, occupancy and greedy: a lane, or what feeds it within sensing_m, "
         "where a vehicle stood without green for this long is served next",
         unit="s",

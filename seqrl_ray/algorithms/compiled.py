@@ -62,8 +62,8 @@ def enable(algorithm: Any, updates: int = DEFAULT_UPDATES) -> None:
         )
     if algorithm.device.type == "cpu" and compiler() is None:
         raise RecipeError(
-            'learner.compile="on" needs a C++ compiler and none of $CXX, g++, clang++, c++ is on PATH: updates '
-            'cannot be compiled. Install one, or set learner.compile="auto" or "off".'
+            'learner.compile="on" needs a C++ compiler and none of $CXX, g++, clang++, c++ is on PATH: '
+            'updates cannot be compiled. Install one, or set learner.compile="auto" or "off".'
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqrl-ray" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.errors import CheckpointError, DivergedError, RecipeError
 from seqrl_ray.losses.reduce import weighted_sum
 from seqrl_ray.settings import Settings, mutable_keys, parse
 from seqrl_ray.types import BoolArray, FloatArray, GroupSpec, IntArray, Update
@@ -183,6 +183,8 @@ class FlatLearner(Generic[SettingsT]):
         """Take one gradient step per minibatch of `batch` [U, B, ...], in order.
 
         What does not fill a compiled graph of `fused.updates` steps is done eagerly, to 1e-6 the same.
+
+        Raises: DivergedError: a priority is not finite.
         """
         total = len(batch.weight)
         scalars = self._scalars(total, hparams["learning_rate"])
@@ -203,10 +205,13 @@ class FlatLearner(Generic[SettingsT]):
         means = torch.stack(
             [torch.cat([p.metrics[name] for p in parts]).mean() for name in names]
         ).tolist()  # [M]
-        return Update(
-            priorities=torch.cat([p.priorities for p in parts]).cpu().numpy(),  # [U, B]
-            metrics=dict(zip(names, means, strict=True)),
-        )
+        priorities = torch.cat([p.priorities for p in parts]).cpu().numpy()  # [U, B]
+        if not np.isfinite(priorities).all():
+            raise DivergedError(
+                f"policies.{self.group.policy_id}: an error is not finite after {self._updates} updates: the weights "
+                "are lost. Lower algorithm.learning_rate, scale rewards down, or look for NaN in the observations."
+            )
+        return Update(priorities=priorities, metrics=dict(zip(names, means, strict=True)))
 
     def gradients(self, online: Tensor, target: Tensor, minibatch: Any) -> Gradients:
         """Return the summed gradient of one minibatch at the parameters `online` [P]. Pure; compiles."""
@@ -337,14 +342,19 @@ class FlatLearner(Generic[SettingsT]):
     def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
         if tuple(values.shape) != tuple(vector.shape):
             raise CheckpointError(
-                f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: they belong to "
-                "another network. Load them into the recipe they were made with."
+                f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: "
+                "they belong to another network. Load them into the recipe they were made with."
             )
         vector.copy_(torch.as_tensor(np.array(values, dtype=np.float32)))
 
 
 def flatten(network: nn.Module) -> Tensor:
-    """Make every parameter a view of one contiguous float32 vector, and return that vector [P]."""
+    """Make every parameter a view of one contiguous float32 vector, and return that vector [P].
+
+    Raises: ValueError: the network has buffers, which no flat vector would carry to the actors.
+    """
+    if buffers := [name for name, _ in network.named_buffers()]:
+        raise ValueError(f"network has buffers {buffers}: actors would never get them. Use parameters only.")
     parameters = list(network.parameters())
     flat = torch.cat([p.detach().reshape(-1) for p in parameters]).contiguous()  # [P]
     for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
@@ -373,8 +383,8 @@ def expect_names(what: str, values: Mapping[str, Any], names: set[str]) -> None:
     """Raise CheckpointError unless `values` has exactly these names."""
     if set(values) != names:
         raise CheckpointError(
-            f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: the state "
-            "belongs to another algorithm. Load it into the recipe it was made with."
+            f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: "
+            "the state belongs to another algorithm. Load it into the recipe it was made with."
         )
 
 

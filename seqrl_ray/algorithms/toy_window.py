@@ -64,8 +64,8 @@ def window_policy(settings: ToyWindowSettings, group: GroupSpec) -> WindowPolicy
     """Build the network. Raises: RecipeError: the group's actions are not discrete."""
     if group.action.kind != "discrete":
         raise RecipeError(
-            f"policies.{group.policy_id}: the environment's actions are continuous: toy_window needs a discrete "
-            "set. Choose another algorithm.name."
+            f"policies.{group.policy_id}: the environment's actions are continuous: toy_window needs a "
+            "discrete set. Choose another algorithm.name."
         )
     return WindowPolicy(token_features(group), settings.units, settings.window_steps, group.action.n)
 

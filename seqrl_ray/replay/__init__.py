@@ -1,4 +1,6 @@
-"""The experience service: a column store of streams, views on it, sampling, pacing, snapshots. No Ray here."""
+"""The experience service: a column store of streams, views on it, sampling, pacing, snapshots. No Ray
+here.
+"""
 
 from seqrl_ray.replay.pacing import Pacing, PacingReport
 from seqrl_ray.replay.restore import restore

@@ -1,7 +1,8 @@
-"""Preallocated columns: what a stored row consists of, where each column lives, and what an unwritten row holds.
+"""Preallocated columns: what a stored row consists of, where each column lives, and what an unwritten row
+holds.
 
-Unwritten rows hold NaN (floats), -1 (signed integers), 0 / False (the rest) and never leave a view. Columns beyond a
-byte budget live in memory-mapped files, the largest first, so that everything small stays in RAM.
+Unwritten rows hold NaN (floats), -1 (signed integers), 0 / False (the rest) and never leave a view. Columns
+beyond a byte budget live in memory-mapped files, the largest first, so that everything small stays in RAM.
 
 Dims: N rows of capacity.
 """
@@ -18,7 +19,9 @@ from seqrl_ray.errors import ReplayError
 from seqrl_ray.types import Array, ArraySpec, GroupSpec, SampleSpec, Trajectory
 
 TERMINATED, TRUNCATED, FINAL = 1, 2, 4
-"""Bits of the `flags` column: of the transition that starts at the row; FINAL marks the last observation of a stream."""
+"""Bits of the `flags` column: of the transition that starts at the row; FINAL marks the last observation of
+a stream.
+"""
 
 PRIORITY = "priority"
 """An extra column of this name (scalar float32, NaN = none) gives items their first priority."""
@@ -44,7 +47,8 @@ def data_columns(group: GroupSpec, spec: SampleSpec) -> dict[str, ArraySpec]:
     for extra in spec.extra:
         if extra.name in columns or extra.name in _FLAGS:
             raise ReplayError(
-                f"extra column {extra.name!r} has the name of a built-in column: its values would be mixed up. Rename it."
+                f"extra column {extra.name!r} has the name of a built-in column: its values would be mixed "
+                "up. Rename it."
             )
         columns[extra.name] = extra.array
     return columns
@@ -71,9 +75,14 @@ def unwritten(dtype: str) -> float | int | bool:
 
 
 def allocate(
-    columns: Mapping[str, ArraySpec], rows: int, *, memory_bytes: int | None = None, folder: Path | None = None
+    columns: Mapping[str, ArraySpec],
+    rows: int,
+    *,
+    memory_bytes: int | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Array]:
-    """Allocate every column for `rows` rows, in RAM while `memory_bytes` lasts (smallest first), else in `folder`.
+    """Allocate every column for `rows` rows, in RAM while `memory_bytes` lasts (smallest first), else in
+    `folder`.
 
     Args:
         columns: name -> one row's array.
@@ -94,7 +103,8 @@ def allocate(
             continue
         if folder is None:
             raise ReplayError(
-                f"memory_bytes={memory_bytes} is less than column {name!r} needs ({size} bytes) and no folder is given: "
+                f"memory_bytes={memory_bytes} is less than column {name!r} needs ({size} bytes) and no "
+                "folder is given: "
                 "it has no place. Set memmap_folder or raise memory_bytes."
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +116,9 @@ def allocate(
 
 
 def pack_flags(columns: Mapping[str, Array]) -> Array:
-    """Flags [R] uint8 of a trajectory's terminated, truncated and final columns; a final row carries FINAL alone."""
+    """Flags [R] uint8 of a trajectory's terminated, truncated and final columns; a final row carries FINAL
+    alone.
+    """
     final = columns["final"]
     flags = columns["terminated"].astype(np.uint8) * TERMINATED
     flags |= columns["truncated"].astype(np.uint8) * TRUNCATED
@@ -115,10 +127,13 @@ def pack_flags(columns: Mapping[str, Array]) -> Array:
 
 
 def check_trajectory(trajectory: Trajectory, group: GroupSpec, columns: Mapping[str, ArraySpec]) -> None:
-    """Raise ReplayError if the fragment does not fit the columns: a name, a length, a shape, a dtype kind or its pieces."""
+    """Raise ReplayError if the fragment does not fit the columns: a name, a length, a shape, a dtype kind or
+    its pieces.
+    """
     if trajectory.policy_id != group.policy_id:
         raise ReplayError(
-            f"policy_id={trajectory.policy_id!r} is not this store's {group.policy_id!r}: experience of two policies "
+            f"policy_id={trajectory.policy_id!r} is not this store's {group.policy_id!r}: experience of two "
+            "policies "
             "would mix. Send it to the shard of its policy."
         )
     rows = trajectory.rows
@@ -127,25 +142,36 @@ def check_trajectory(trajectory: Trajectory, group: GroupSpec, columns: Mapping[
     for name, spec in wanted.items():
         given = trajectory.columns.get(name)
         if given is None:
-            raise ReplayError(f"column {name!r} is missing from the fragment: its rows cannot be stored. Add the column.")
+            raise ReplayError(
+                f"column {name!r} is missing from the fragment: its rows cannot be stored. Add the column."
+            )
         if given.shape != (rows, *spec.shape):
             raise ReplayError(
-                f"column {name!r} has shape {given.shape}, not {(rows, *spec.shape)}: its rows cannot be stored. "
+                f"column {name!r} has shape {given.shape}, not {(rows, *spec.shape)}: its rows cannot be "
+                "stored. "
                 "Make the fragment and the group's spec agree."
             )
         if not np.can_cast(given.dtype, spec.dtype, "same_kind"):
             raise ReplayError(
-                f"column {name!r} has dtype {given.dtype}, which does not fit {spec.dtype}: values would be lost. "
+                f"column {name!r} has dtype {given.dtype}, which does not fit {spec.dtype}: values would be "
+                "lost. "
                 "Make the fragment and the group's spec agree."
             )
     length = trajectory.length
-    if int(length.sum()) != rows or (length < 1).any() or (trajectory.offset < 0).any() or (trajectory.slot < 0).any():
+    if (
+        int(length.sum()) != rows
+        or (length < 1).any()
+        or (trajectory.offset < 0).any()
+        or (trajectory.slot < 0).any()
+    ):
         raise ReplayError(
-            f"length={length.tolist()} does not cut {rows} rows into pieces of at least 1, or an offset or slot is "
+            f"length={length.tolist()} does not cut {rows} rows into pieces of at least 1, or an offset or "
+            "slot is "
             "negative: rows cannot be told apart. Send whole, non-empty pieces."
         )
     ends = np.cumsum(length) - 1
     final = trajectory.columns["final"]
     if np.count_nonzero(final) != np.count_nonzero(final[ends]):
-        raise ReplayError("a final row stands inside a piece: a stream goes on after its end. Start a new episode there.")
-
+        raise ReplayError(
+            "a final row stands inside a piece: a stream goes on after its end. Start a new episode there."
+        )

@@ -1,8 +1,9 @@
 """Which rows a new fragment may take: a ring of steps, or a pool of rows that whole episodes leave.
 
-`fifo_steps` overwrites the oldest rows, whatever episode they are of: constant work per fragment, all vectorised.
-`fifo_episodes` and `lowest_return_first` free whole segments: closed ones first, in order of closing or of return
-(a segment that was cut counts with the rewards it holds), and the oldest open one only when nothing is closed.
+`fifo_steps` overwrites the oldest rows, whatever episode they are of: constant work per fragment, all
+vectorised. `fifo_episodes` and `lowest_return_first` free whole segments: closed ones first, in order of
+closing or of return (a segment that was cut counts with the rewards it holds), and the oldest open one only
+when nothing is closed.
 
 Dims: N rows of capacity, R rows asked for.
 """

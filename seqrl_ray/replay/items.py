@@ -1,9 +1,10 @@
-"""Which rows are items, and when: the moment an item has everything its view reads, and the moment it loses some.
+"""Which rows are items, and when: the moment an item has everything its view reads, and the moment it loses
+some.
 
-An item is named by its first row i. It reads `lookback` earlier rows of the stream (frame stack) and up to `horizon`
-later ones (n steps, or K window steps and the observation after them), fewer only where the stream ended: at a final
-row. A stream that was cut has no final row, so items that need rows beyond the cut are never live.
-Specs with returns, and samplers that choose by episode, wait for the end of the episode.
+An item is named by its first row i. It reads `lookback` earlier rows of the stream (frame stack) and up to
+`horizon` later ones (n steps, or K window steps and the observation after them), fewer only where the stream
+ended: at a final row. A stream that was cut has no final row, so items that need rows beyond the cut are
+never live. Specs with returns, and samplers that choose by episode, wait for the end of the episode.
 
 Dims: R rows, I items, L rows of an episode.
 """
@@ -57,9 +58,11 @@ class ItemRule:
         return NewItems(self.still_serving(self._reached(stored)))
 
     def readers(self, rows: Int64Array) -> Int64Array:
-        """Items that read one of `rows` [R] and are not later than it: themselves and those that look back at them.
+        """Items that read one of `rows` [R] and are not later than it: themselves and those that look back at
+        them.
 
-        Rows leave oldest first or with their whole segment, so items that look *ahead* at them have left already.
+        Rows leave oldest first or with their whole segment, so items that look *ahead* at them have left
+        already.
         """
         reached, at = [rows], rows
         for _ in range(self._lookback):
@@ -83,7 +86,9 @@ class ItemRule:
         return np.concatenate([*reached, at]) if reached else at
 
     def still_serving(self, rows: Int64Array) -> Int64Array:
-        """Those of `rows` [R] at which an item may start: on the period, and with the rows it looks back at."""
+        """Those of `rows` [R] at which an item may start: on the period, and with the rows it looks back
+        at.
+        """
         if self._period > 1:
             rows = rows[self._store.offset[rows] % self._period == 0]
         if self._lookback == 0:
@@ -93,7 +98,9 @@ class ItemRule:
         for _ in range(self._lookback):
             before = self._store.prev_row[at]
             whole &= (before >= 0) | (self._store.offset[at] == 0)
-            at = np.where(before >= 0, before, at)  # stay put: an offset of 0 keeps passing, a lost row keeps failing
+            at = np.where(
+                before >= 0, before, at
+            )  # stay put: an offset of 0 keeps passing, a lost row keeps failing
         return rows[whole]
 
     def _whole_episodes(self, ends: Int64Array) -> NewItems:
@@ -109,14 +116,18 @@ class ItemRule:
             steps.append(np.full(serving.size, chain.size - 1))
             returns.append(np.full(serving.size, reward.sum()))
             counts.append(np.full(serving.size, serving.size))
-        return NewItems(np.concatenate(rows), np.concatenate(steps), np.concatenate(returns), np.concatenate(counts))
+        return NewItems(
+            np.concatenate(rows), np.concatenate(steps), np.concatenate(returns), np.concatenate(counts)
+        )
 
     def check(self, live: Int64Array) -> None:
         """Raise AssertionError if a live item lacks a row it reads."""
         store = self._store
         assert (store.offset[live] >= 0).all(), "a live item's row is not stored"
         assert (store.flags[live] != FINAL).all(), "a final row is an item"
-        assert self.still_serving(live).size == live.size, "a live item lacks an earlier row or is off the period"
+        assert self.still_serving(live).size == live.size, (
+            "a live item lacks an earlier row or is off the period"
+        )
         at = live
         for _ in range(self._horizon):
             at = store.next_row[at]
@@ -126,8 +137,8 @@ class ItemRule:
 def discounted_sums(reward: FloatArray, gamma: float) -> Float64Array:
     """Return-to-go R_t = r_t + gamma R_{t+1} of every step of an episode.
 
-    A linear recurrence by doubling: after round j each element holds the sum of its next 2^j rewards, so a long
-    episode costs O(L log L) vectorised operations and no Python step per reward.
+    A linear recurrence by doubling: after round j each element holds the sum of its next 2^j rewards, so a
+    long episode costs O(L log L) vectorised operations and no Python step per reward.
 
     Args:
         reward: [L] any float dtype, oldest first.

@@ -1,16 +1,18 @@
 """Samples per insert, held from both sides.
 
-The equation (Reverb's rate limiter, Cassirer et al. 2021, https://arxiv.org/abs/2102.04736, with the warm-up taken out
-of the count):
+The equation (Reverb's rate limiter, Cassirer et al. 2021, https://arxiv.org/abs/2102.04736, with the warm-up
+taken out of the count):
 
-    credit = (inserted - min_items) * samples_per_insert - sampled,    kept in [-band, +band] (band in samples)
+    credit = (inserted - min_items) * samples_per_insert - sampled,    kept in [-band, +band] (band in
+    samples)
 
-A draw of n items may start when inserted >= min_items and credit - n >= -band; an insert that may release n items
-may start when credit + n * samples_per_insert <= band, and always during warm-up. So the relative error of
-sampled / (inserted - min_items) is at most band_items / (inserted - min_items) at any moment, undrained.
+A draw of n items may start when inserted >= min_items and credit - n >= -band; an insert that may release n
+items may start when credit + n * samples_per_insert <= band, and always during warm-up. So the relative error
+of sampled / (inserted - min_items) is at most band_items / (inserted - min_items) at any moment, undrained.
 Both sides can be held at once only if 2 band < draw + burst * samples_per_insert: such settings are refused.
 
-With several shards, each holds a `Pacing` and is told what was inserted and sampled elsewhere: one global equation.
+With several shards, each holds a `Pacing` and is told what was inserted and sampled elsewhere: one global
+equation.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class Pacing:
             min_items: items inserted before the first draw.
             draw_items: most items one draw takes (U*B).
             burst_items: most items one insert can release.
-            band_items: how far the sides may run apart, in inserted items, each way; None = the least that cannot
-                deadlock, (draw_items / samples_per_insert + burst_items) / 2.
+            band_items: how far the sides may run apart, in inserted items, each way; None = the least that
+                cannot deadlock, (draw_items / samples_per_insert + burst_items) / 2.
             clock: seconds, for waits.
 
         Raises: RecipeError: the band deadlocks.
@@ -105,7 +107,8 @@ class Pacing:
     def may_insert(self, items: int | None = None) -> bool:
         """Whether an insert that may release `items` items (default: the largest burst) may start now.
 
-        A refusal starts the insert side's wait clock; the next permission stops it. The same holds for `may_sample`.
+        A refusal starts the insert side's wait clock; the next permission stops it. The same holds for
+        `may_sample`.
         """
         burst = self.burst_items if items is None else items
         spi = self.samples_per_insert
@@ -168,7 +171,10 @@ class Pacing:
         self._inserted, self._sampled = int(state["inserted"]), int(state["sampled"])
         self._elsewhere = (int(state["elsewhere"][0]), int(state["elsewhere"][1]))
         self._base = (int(state["base"][0]), int(state["base"][1]))
-        self._waited_s = {"insert": float(state["waited_s"]["insert"]), "sample": float(state["waited_s"]["sample"])}
+        self._waited_s = {
+            "insert": float(state["waited_s"]["insert"]),
+            "sample": float(state["waited_s"]["sample"]),
+        }
         self._held_since = {}
 
     def _set(self, samples_per_insert: float | None, band_items: float | None) -> None:
@@ -180,8 +186,10 @@ class Pacing:
         band = least if band_items is None else band_items
         if band < least * (1.0 - 1e-12):
             raise RecipeError(
-                f"band_items={band:g} is smaller than half of one draw ({draw} samples = {draw / samples_per_insert:g} "
-                f"items) and one burst ({self.burst_items} items): deadlock, inserts wait for a draw that waits for "
+                f"band_items={band:g} is smaller than half of one draw ({draw} samples = "
+                f"{draw / samples_per_insert:g} "
+                f"items) and one burst ({self.burst_items} items): deadlock, inserts wait for a draw that "
+                "waits for "
                 f"inserts. Set replay.band_items to {least:g} or more, or draw fewer minibatches at once."
             )
         self.samples_per_insert, self.band_items = samples_per_insert, band

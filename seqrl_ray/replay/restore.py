@@ -1,10 +1,12 @@
-"""Read snapshots back: exactly onto as many shards of the same make, or spread over any other number of shards.
+"""Read snapshots back: exactly onto as many shards of the same make, or spread over any other number of
+shards.
 
 Exact: every row goes to its place, counters, open streams and random states go on as they were.
-Spread: streams go to shards whole, the longest first, each to the shard with the fewest rows; rows keep their age
-order, items their priorities. Open streams become cut (they keep their place in the writers' tables, so what a living
-writer sends twice is still dropped). Ids handed out earlier are stale if the new shards' `incarnation` is higher.
-Rows are streamed from the files in batches: memory beyond the shards' own is the links (about 100 bytes per row).
+Spread: streams go to shards whole, the longest first, each to the shard with the fewest rows; rows keep their
+age order, items their priorities. Open streams become cut (they keep their place in the writers' tables, so
+what a living writer sends twice is still dropped). Ids handed out earlier are stale if the new shards'
+`incarnation` is higher. Rows are streamed from the files in batches: memory beyond the shards' own is the
+links (about 100 bytes per row).
 
 Dims: R rows over all snapshots, G streams.
 """
@@ -71,7 +73,8 @@ def restore(folders: Sequence[Path], shards: Sequence[ReplayShard]) -> None:
         folders: one per shard that was saved.
         shards: any number of new shards of the same policy and rules.
 
-    Raises: CheckpointError: a file is missing, truncated or altered, or the rules differ; the shards are then unusable.
+    Raises: CheckpointError: a file is missing, truncated or altered, or the rules differ; the shards are then
+        unusable.
     """
     saved = [_open(folder) for folder in folders]
     for one in saved:
@@ -95,7 +98,8 @@ def _open(folder: Path) -> _Saved:
         ) from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"snapshot={folder} has format {manifest.get('format')!r}, not {FORMAT!r}: its rows cannot be read. "
+            f"snapshot={folder} has format {manifest.get('format')!r}, not {FORMAT!r}: its rows cannot be "
+            "read. "
             "Use the version that wrote it."
         )
     for file in manifest["files"]:
@@ -104,7 +108,8 @@ def _open(folder: Path) -> _Saved:
         if size != file["bytes"] or _sha256(path) != file["sha256"]:
             what = "is missing" if size < 0 else f"has {size} bytes of {file['bytes']}, or other content"
             raise CheckpointError(
-                f"file={path} {what}: the replay snapshot is damaged. Restore another checkpoint, or start without replay."
+                f"file={path} {what}: the replay snapshot is damaged. Restore another checkpoint, or start "
+                "without replay."
             )
     return _Saved(folder, manifest)
 
@@ -125,7 +130,8 @@ def _check_rules(saved: _Saved, shard: ReplayShard) -> None:
         for name in sorted(set(there) | set(wanted)):
             if there.get(name) != wanted.get(name):
                 raise CheckpointError(
-                    f"snapshot={saved.folder}: {what} {name!r} was {there.get(name)!r} and is {wanted.get(name)!r} now: "
+                    f"snapshot={saved.folder}: {what} {name!r} was {there.get(name)!r} and is "
+                    f"{wanted.get(name)!r} now: "
                     "its items would mean something else. Restore with the settings it was written with."
                 )
 
@@ -160,9 +166,13 @@ class _Spread:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in links}
         self._links: Columns = joined
         for name in ("next_row", "prev_row"):
-            joined[name] = np.concatenate([_numbers(part, name, base) for part, base in zip(parts, self._base, strict=False)])
+            joined[name] = np.concatenate(
+                [_numbers(part, name, base) for part, base in zip(parts, self._base, strict=False)]
+            )
         inserted = [one.manifest["state"]["store"]["inserted_rows"] for one in saved]
-        self._age = np.concatenate([total - part["serial"] for total, part in zip(inserted, parts, strict=True)])
+        self._age = np.concatenate(
+            [total - part["serial"] for total, part in zip(inserted, parts, strict=True)]
+        )
 
     def run(self) -> None:
         shard_of = self._assign()
@@ -196,7 +206,9 @@ class _Spread:
         return np.asarray(shard_of_stream[stream])
 
     def _fitting(self, mine: Int64Array, shard: ReplayShard) -> Int64Array:
-        """Those of a shard's rows (oldest first) that its capacity holds: the newest; whole streams if it keeps such."""
+        """Those of a shard's rows (oldest first) that its capacity holds: the newest; whole streams if it
+        keeps such.
+        """
         excess = mine.size - shard.store.capacity
         if excess <= 0:
             return mine
@@ -219,7 +231,9 @@ class _Spread:
                     for name in names:
                         shard.store.columns[name][place[part][take]] = batch[name][take]
 
-    def _fill(self, shard: ReplayShard, mine: Int64Array, place: Int64Array, states: list[dict[str, Any]]) -> None:
+    def _fill(
+        self, shard: ReplayShard, mine: Int64Array, place: Int64Array, states: list[dict[str, Any]]
+    ) -> None:
         """Links, items and state of one new shard from its rows `mine`, oldest first."""
         store, rows = shard.store, np.arange(mine.size)
         store.columns["serial"][rows] = rows

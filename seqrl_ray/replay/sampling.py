@@ -1,12 +1,12 @@
 """Draw items from one shard, and make draws from many shards one draw.
 
-Two samplers: an even one over a dense list of items, and one in proportion to mass over a sum tree, which serves
-prioritised, by-length and by-return sampling alike (they differ only in the mass an item is given).
+Two samplers: an even one over a dense list of items, and one in proportion to mass over a sum tree, which
+serves prioritised, by-length and by-return sampling alike (they differ only in the mass an item is given).
 
-Sharding: a shard is drawn from in proportion to its mass, an item inside it in proportion to its own, so an item's
-chance is mass_i / total mass whatever the number of shards; importance weights use that chance and the number of items
-of *all* shards. Source: Schaul et al. 2016 (https://arxiv.org/abs/1511.05952, section 3.4), w_i = (N P(i))^-beta, divided
-by the largest of its minibatch.
+Sharding: a shard is drawn from in proportion to its mass, an item inside it in proportion to its own, so an
+item's chance is mass_i / total mass whatever the number of shards; importance weights use that chance and the
+number of items of *all* shards. Source: Schaul et al. 2016 (https://arxiv.org/abs/1511.05952, section 3.4),
+w_i = (N P(i))^-beta, divided by the largest of its minibatch.
 
 Dims: M items, S shards, U updates, B batch.
 """
@@ -85,7 +85,9 @@ class UniformSampler:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Int64Array, Float64Array]:
         """Draw `count` items independently. Returns rows [count] and their chances [count]."""
         if self.count == 0:
-            raise ReplayError("items=0 leaves nothing to draw: the store is empty. Insert items before sampling.")
+            raise ReplayError(
+                "items=0 leaves nothing to draw: the store is empty. Insert items before sampling."
+            )
         rows = self._items.take(rng.integers(0, self.count, count))
         return rows, np.full(count, 1.0 / self.count)
 
@@ -192,7 +194,9 @@ class MassSampler:
         """Raise ReplayError if the sums or the count are wrong."""
         self._tree.check()
         if self.rows().size != self.count:
-            raise ReplayError(f"count={self.count} is not the number of live masses: pacing would drift. Report this.")
+            raise ReplayError(
+                f"count={self.count} is not the number of live masses: pacing would drift. Report this."
+            )
 
 
 def global_weights(probability: Float64Array, total_items: int, beta: float) -> NDArray[np.float32]:
@@ -225,7 +229,9 @@ def split_draw(masses: Sequence[float], count: int, rng: np.random.Generator) ->
     mass = np.asarray(masses, np.float64)
     total = mass.sum()
     if not total > 0.0:
-        raise ReplayError(f"masses={mass.tolist()} leave nothing to draw: no shard has items. Insert before sampling.")
+        raise ReplayError(
+            f"masses={mass.tolist()} leave nothing to draw: no shard has items. Insert before sampling."
+        )
     return rng.multinomial(count, mass / total).astype(np.int64)
 
 
@@ -242,7 +248,8 @@ def merge(
     """Join one draw's parts from several shards into U minibatches that each mix the shards.
 
     Args:
-        batches: what the shards gave, each with leading dimensions of any [U', B'] whose product is its count.
+        batches: what the shards gave, each with leading dimensions of any [U', B'] whose product is its
+            count.
         shard_probability: chance with which `split_draw` chose each part's shard, in the order of `batches`.
         updates: U.
         batch: B; the parts hold U*B items together.
@@ -276,7 +283,10 @@ def merge(
         values = [getattr(part, field.name) for part in parts]
         if field.name == "ids":
             joined["ids"] = ItemIds(
-                *(np.concatenate([getattr(v, n) for v in values]).take(order) for n in ("shard", "row", "generation"))
+                *(
+                    np.concatenate([getattr(v, n) for v in values]).take(order)
+                    for n in ("shard", "row", "generation")
+                )
             )
         elif field.name == "extra":
             joined["extra"] = {name: join([v[name] for v in values]) for name in values[0]}
@@ -291,7 +301,8 @@ def check_priorities(priorities: FloatArray, count: int) -> Float64Array:
     flat = np.asarray(priorities, np.float64).reshape(-1)
     if flat.size != count:
         raise ReplayError(
-            f"priorities has {flat.size} values for {count} items: they would go to the wrong items. Send one per item."
+            f"priorities has {flat.size} values for {count} items: they would go to the wrong items. Send "
+            "one per item."
         )
     if flat.size and not (flat.min() >= 0.0 and flat.max() < np.inf):
         raise ReplayError(

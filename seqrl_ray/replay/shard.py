@@ -1,9 +1,9 @@
 """One shard of the experience service: store, items, sampler and view behind five calls.
 
-`insert`, `sample`, `update_priorities`, `stats`, `check`; snapshots are in `snapshot.py`. A shard is a plain object:
-an actor, a thread or a loop can own it; calls must not overlap.
-Priorities follow Schaul et al. 2016 (https://arxiv.org/abs/1511.05952): mass = (|priority| + epsilon)^alpha; a new item
-gets the largest priority seen, unless its row brings one in a column named `priority`.
+`insert`, `sample`, `update_priorities`, `stats`, `check`; snapshots are in `snapshot.py`. A shard is a plain
+object: an actor, a thread or a loop can own it; calls must not overlap.
+Priorities follow Schaul et al. 2016 (https://arxiv.org/abs/1511.05952): mass = (|priority| + epsilon)^alpha;
+a new item gets the largest priority seen, unless its row brings one in a column named `priority`.
 
 Dims: M = U*B items of a draw.
 """
@@ -147,7 +147,9 @@ class ReplayShard:
         counters.inserted_items += new.rows.size
         counters.duplicate_rows += stored.duplicate_rows
         counters.refused_rows += stored.refused_rows
-        return InsertReply(int(new.rows.size), int(stored.rows.size), stored.duplicate_rows, stored.refused_rows)
+        return InsertReply(
+            int(new.rows.size), int(stored.rows.size), stored.duplicate_rows, stored.refused_rows
+        )
 
     def sample(self, updates: int, batch: int, beta: float | None = None) -> Batch:
         """Draw U minibatches of B items at once.
@@ -155,7 +157,8 @@ class ReplayShard:
         Args:
             updates: U >= 1.
             batch: B >= 1.
-            beta: importance-weight exponent in [0, 1]; None = `beta_start`. Even draws weigh 1 whatever it is.
+            beta: importance-weight exponent in [0, 1]; None = `beta_start`. Even draws weigh 1 whatever it
+                is.
 
         Returns: `Transitions` or `Windows` as the spec says; probabilities and weights are this shard's.
         Raises: ReplayError: there is no item.
@@ -163,7 +166,9 @@ class ReplayShard:
         count = updates * batch
         rows, probability = self.sampler.draw(count, self._rng)
         if updates > 1 and isinstance(self.sampler, MassSampler):
-            order = self._rng.permutation(count)  # strata are in order: without this a minibatch is one end of the store
+            order = self._rng.permutation(
+                count
+            )  # strata are in order: without this a minibatch is one end of the store
             rows, probability = rows[order], probability[order]
         probability = probability.reshape(updates, batch)
         if isinstance(self.sampler, UniformSampler):
@@ -188,7 +193,8 @@ class ReplayShard:
         values = check_priorities(priorities, len(ids))
         if len(ids) and (ids.shard != self.index).any():
             raise ReplayError(
-                f"ids name shard {int(ids.shard[ids.shard != self.index][0])}, this is shard {self.index}: other items "
+                f"ids name shard {int(ids.shard[ids.shard != self.index][0])}, this is shard {self.index}: "
+                "other items "
                 "would get the priorities. Send each shard its own."
             )
         if self.settings.sampler != "prioritised" or not isinstance(self.sampler, MassSampler):
@@ -260,13 +266,15 @@ class ReplayShard:
         return self.store.writer_gone(writer)
 
     def begin_snapshot(self, folder: Path) -> Snapshot:
-        """Freeze the present version; its `write_slice` is then called between other calls until it returns True.
+        """Freeze the present version; its `write_slice` is then called between other calls until it returns
+        True.
 
         Raises: ReplayError: another snapshot is not finished. CheckpointError: the folder cannot be written.
         """
         if self._snapshot is not None and not self._snapshot.done:
             raise ReplayError(
-                "begin_snapshot while another snapshot is being written: rows would be kept twice. Finish that one first."
+                "begin_snapshot while another snapshot is being written: rows would be kept twice. Finish "
+                "that one first."
             )
         self._snapshot = Snapshot(
             self.store,
@@ -293,14 +301,18 @@ class ReplayShard:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned; columns and items must be what they were then (see `restore.py`)."""
+        """Take over what `state` returned; columns and items must be what they were then (see
+        `restore.py`).
+        """
         self.store.restore(state["store"])
         self._counters = _Counters(**state["counters"])
         self._max_priority = float(state["max_priority"])
         self._rng.bit_generator.state = state["rng"]
 
     def adopt_items(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
-        """Make items of those of `rows` [R] that were items where `columns` come from and still have all they read."""
+        """Make items of those of `rows` [R] that were items where `columns` come from and still have all
+        they read.
+        """
         serving = np.isin(rows, self.rule.still_serving(rows))
         self.sampler.adopt(rows[serving], {name: column[serving] for name, column in columns.items()})
         self._counters.version += 1
@@ -321,7 +333,9 @@ class ReplayShard:
                 return float(self._mass(np.array([self._max_priority]))[0])
             first = given[new.rows].astype(np.float64)
             return self._mass(np.where(np.isnan(first), self._max_priority, np.abs(first)))
-        assert new.episode_steps is not None and new.episode_return is not None and new.episode_items is not None
+        assert (
+            new.episode_steps is not None and new.episode_return is not None and new.episode_items is not None
+        )
         chance: Float64Array = new.episode_steps.astype(np.float64)
         if kind == "by_return":
             low, high, floor = self.settings.return_low, self.settings.return_high, self.settings.return_floor
@@ -353,19 +367,24 @@ def _check_spec(spec: SampleSpec, settings: ReplaySettings) -> None:
     """Raise RecipeError if the spec makes no sense, or can never give an item in this capacity."""
     for name in ("n_step", "window_steps", "period_steps"):
         if getattr(spec, name) < 1:
-            raise RecipeError(f"{name}={getattr(spec, name)} is below 1: no item could exist. Set it to 1 or more.")
+            raise RecipeError(
+                f"{name}={getattr(spec, name)} is below 1: no item could exist. Set it to 1 or more."
+            )
     if spec.burn_in_steps >= spec.window_steps and spec.view == "windows":
         raise RecipeError(
-            f"burn_in_steps={spec.burn_in_steps} leaves nothing of window_steps={spec.window_steps} to learn from: every "
+            f"burn_in_steps={spec.burn_in_steps} leaves nothing of window_steps={spec.window_steps} to learn "
+            "from: every "
             "loss would be empty. Lower burn_in_steps or raise window_steps."
         )
     if spec.returns and spec.view != "windows":
         raise RecipeError(
-            "returns=True with view='transitions': transitions carry no returns-to-go. Use view='windows' or returns=False."
+            "returns=True with view='transitions': transitions carry no returns-to-go. Use view='windows' or "
+            "returns=False."
         )
     horizon = spec.n_step if spec.view == "transitions" else spec.window_steps
     if settings.shard_capacity_steps <= horizon:
         raise RecipeError(
-            f"capacity_steps={settings.capacity_steps} over {settings.shards} shards is not more than the {horizon} steps "
+            f"capacity_steps={settings.capacity_steps} over {settings.shards} shards is not more than the "
+            f"{horizon} steps "
             "of one item: none would ever be whole. Raise capacity_steps or use fewer shards."
         )

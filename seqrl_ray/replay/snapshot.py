@@ -1,10 +1,10 @@
 """Write a shard to a folder while it goes on inserting and sampling.
 
-`Snapshot` freezes a version at once: it copies what may change while a row lives (links, masses, returns: about 50
-bytes per row) and remembers which rows are stored. The rest of a row is written once in its life, so it is read
-later, in bounded slices; a row that is about to be overwritten before its slice was written is copied aside first.
-Each slice is one Arrow record batch; `manifest.json`, written last with sizes and hashes, alone makes the snapshot
-exist. Nothing is pickled.
+`Snapshot` freezes a version at once: it copies what may change while a row lives (links, masses, returns:
+about 50 bytes per row) and remembers which rows are stored. The rest of a row is written once in its life, so
+it is read later, in bounded slices; a row that is about to be overwritten before its slice was written is
+copied aside first. Each slice is one Arrow record batch; `manifest.json`, written last with sizes and hashes,
+alone makes the snapshot exist. Nothing is pickled.
 
 Dims: N rows of capacity, R frozen rows.
 """
@@ -50,7 +50,8 @@ class Snapshot:
 
         Args:
             store: what is written.
-            folder: made if missing; a manifest in it is removed first, so that an older snapshot cannot be mistaken.
+            folder: made if missing; a manifest in it is removed first, so that an older snapshot cannot be
+                mistaken.
             item_columns: name -> [N], the sampler's state by row.
             description: JSON values that go to the manifest: settings that must agree, and all other state.
             slice_bytes: most bytes of one slice.
@@ -60,7 +61,9 @@ class Snapshot:
         self._store, self._folder = store, folder
         self._rows = store.live_rows()  # [R]
         links = {name: store.columns[name] for name in store.link_specs}
-        self._frozen = {name: column.take(self._rows, axis=0) for name, column in (links | dict(item_columns)).items()}
+        self._frozen = {
+            name: column.take(self._rows, axis=0) for name, column in (links | dict(item_columns)).items()
+        }
         self._description = dict(description)
         self._pending = np.zeros(store.capacity, bool)
         self._pending[self._rows] = True
@@ -79,7 +82,9 @@ class Snapshot:
             raise _unwritable(folder, error) from error
 
     def preserve(self, rows: Int64Array) -> None:
-        """Copy aside those of `rows` that are frozen and not yet written; call before they are overwritten."""
+        """Copy aside those of `rows` that are frozen and not yet written; call before they are
+        overwritten.
+        """
         if self.done:
             return
         rows = rows[self._pending[rows]]
@@ -166,7 +171,12 @@ class _HashedFile:
         if self._writer is not None:
             self._writer.close()
         size = self._sink.finish()
-        return {"name": self._path.name, "rows": self.rows, "bytes": size, "sha256": self._sink.digest.hexdigest()}
+        return {
+            "name": self._path.name,
+            "rows": self.rows,
+            "bytes": size,
+            "sha256": self._sink.digest.hexdigest(),
+        }
 
 
 class _HashingSink:
@@ -203,7 +213,9 @@ class _HashingSink:
 
 
 def to_arrow(column: Array) -> pa.Array:
-    """A column [R, ...] as an Arrow array: plain for scalars, fixed-size lists of its flattened rows otherwise."""
+    """A column [R, ...] as an Arrow array: plain for scalars, fixed-size lists of its flattened rows
+    otherwise.
+    """
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     if column.ndim == 1:
         return values
@@ -219,5 +231,6 @@ def from_arrow(array: pa.Array, spec: ArraySpec) -> Array:
 
 def _unwritable(folder: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"folder={folder} cannot be written ({error}): the replay snapshot does not exist. Free space or change the folder."
+        f"folder={folder} cannot be written ({error}): the replay snapshot does not exist. Free space or "
+        "change the folder."
     )

@@ -1,9 +1,10 @@
-"""The column store of one shard: rows of many streams, joined by links, inserted idempotently, evicted safely.
+"""The column store of one shard: rows of many streams, joined by links, inserted idempotently, evicted
+safely.
 
-A stream's rows need not lie side by side: `next_row` and `prev_row` join them (-1 = none), so fragments of many
-streams can be written in one go. The observation after a transition is the observation of its `next_row`. A final row
-links to itself: a walk of n steps that reaches the end stays there, and needs no test per step.
-`generation` is raised when a row is evicted, so a name (row, generation) is never used twice.
+A stream's rows need not lie side by side: `next_row` and `prev_row` join them (-1 = none), so fragments of
+many streams can be written in one go. The observation after a transition is the observation of its
+`next_row`. A final row links to itself: a walk of n steps that reaches the end stays there, and needs no test
+per step. `generation` is raised when a row is evicted, so a name (row, generation) is never used twice.
 
 Dims: N rows of capacity, R rows of a fragment, Q pieces kept of it.
 """
@@ -59,7 +60,8 @@ class Store:
             spec: extra columns and return-to-go.
             capacity: N rows.
             eviction: what leaves when the store is full.
-            before_evict: called with live rows [E] just before they are overwritten or freed; links still hold.
+            before_evict: called with live rows [E] just before they are overwritten or freed; links still
+                hold.
             memory_bytes: RAM budget of the columns; None = no limit.
             folder: where the columns beyond the budget go.
         """
@@ -71,7 +73,9 @@ class Store:
         )
         self.columns["generation"][:] = 0
         self.next_row, self.prev_row = self.columns["next_row"], self.columns["prev_row"]
-        self.generation, self.flags, self.offset = (self.columns[n] for n in ("generation", "flags", "offset"))
+        self.generation, self.flags, self.offset = (
+            self.columns[n] for n in ("generation", "flags", "offset")
+        )
         self.streams = Streams()
         self._prev_view = memoryview(self.prev_row)  # type: ignore[arg-type]  # a Python-level walk is 5x faster than through numpy scalars
         self._before_evict = before_evict
@@ -110,18 +114,19 @@ class Store:
     def insert(self, trajectory: Trajectory) -> Stored:
         """Store the rows of a fragment that are not stored yet. Inserting it twice changes nothing.
 
-        Raises: ReplayError: the fragment does not fit the columns or the capacity, or goes on after a final row.
+        Raises: ReplayError: the fragment does not fit the columns or the capacity, or goes on after a final
+            row.
         """
         cols.check_trajectory(trajectory, self.group, self.data_specs)
         admission, table = self.streams.admit(trajectory)
         count = int(admission.kept.sum())
         if count > self.capacity:
             raise ReplayError(
-                f"capacity_steps={self.capacity} of this shard is less than the {count} rows of one fragment: "
+                f"capacity_steps={self.capacity} of this shard is less than the {count} rows of one "
+                "fragment: "
                 "it would overwrite itself. Raise capacity_steps, use fewer shards or send shorter fragments."
             )
-        grows = np.isin(admission.cut, admission.segment)  # it gains rows from this fragment before it is cut
-        self._close(admission.cut[~grows])
+        self._close(admission.cut[~admission.cut_grows])
         rows, evicted = self._allocator.allocate(count)
         self._evict(evicted)
         self._write(trajectory, admission, rows)
@@ -130,7 +135,7 @@ class Store:
         ends = rows[self.flags[rows] == cols.FINAL]
         if self._allocator.whole_segments:
             self._note_growth(admission, rows, last)
-            self._close(admission.cut[grows])
+            self._close(admission.cut[admission.cut_grows])
         self.streams.commit(trajectory, admission, table, rows[last], self.generation[rows[last]])
         return Stored(rows, ends, admission.duplicate_rows, trajectory.rows if admission.refused else 0)
 
@@ -161,7 +166,8 @@ class Store:
         self.inserted_rows, self.evicted_rows = int(state["inserted_rows"]), int(state["evicted_rows"])
 
     def adopt(self, rows: int, tails: Int64Array, streams: Mapping[str, Any]) -> None:
-        """Take the rows [0, rows), oldest first, with links and data already in the columns, as the store's content.
+        """Take the rows [0, rows), oldest first, with links and data already in the columns, as the store's
+        content.
 
         Args:
             rows: how many.
@@ -172,7 +178,9 @@ class Store:
         self.inserted_rows = rows
         self._allocator.allocate(rows)
         if self._allocator.whole_segments:
-            for number, tail in enumerate(tails.tolist()):  # in order of age, which stands for the order of closing
+            for number, tail in enumerate(
+                tails.tolist()
+            ):  # in order of age, which stands for the order of closing
                 reward = float(self.columns["reward"][self.chain(tail)].sum(dtype=np.float64))
                 self._allocator.grew(Growth(-1 - number, tail, reward, ended=True))
 
@@ -180,11 +188,15 @@ class Store:
         """Raise ReplayError if a link, an offset or the count of rows in use contradicts the others."""
         live = self.live_rows()
         if live.size != self.used:
-            raise ReplayError(f"used={self.used} but {live.size} rows are written: rows leak. Report this as a defect.")
+            raise ReplayError(
+                f"used={self.used} but {live.size} rows are written: rows leak. Report this as a defect."
+            )
         final = self.flags[live] == cols.FINAL
         after, before = self.next_row[live], self.prev_row[live]
         if (after[final] != live[final]).any():
-            raise ReplayError("a final row does not link to itself: walks would leave it. Report this as a defect.")
+            raise ReplayError(
+                "a final row does not link to itself: walks would leave it. Report this as a defect."
+            )
         inner = (after >= 0) & ~final
         for ok in (
             (self.prev_row[after[inner]] == live[inner]).all(),
@@ -192,7 +204,9 @@ class Store:
             (self.next_row[before[before >= 0]] == live[before >= 0]).all(),
         ):
             if not ok:
-                raise ReplayError("next_row and prev_row disagree: views would mix streams. Report this as a defect.")
+                raise ReplayError(
+                    "next_row and prev_row disagree: views would mix streams. Report this as a defect."
+                )
 
     def _close(self, segments: Int64Array) -> None:
         if self._allocator.whole_segments:
@@ -248,7 +262,9 @@ class Store:
             return
         start = last - admission.kept + 1
         tail = admission.tail_row
-        stored = (tail >= 0) & (self.generation[tail] == admission.tail_generation)  # it may have been evicted
+        stored = (tail >= 0) & (
+            self.generation[tail] == admission.tail_generation
+        )  # it may have been evicted
         before = np.where(stored, tail, -1)
         before = np.where(admission.follows >= 0, rows[last[admission.follows]], before)  # [Q]
         previous = np.empty_like(rows)

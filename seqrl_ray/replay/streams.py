@@ -1,9 +1,9 @@
 """Which rows of a fragment are new: the open stream of every slot of every writer, and idempotent admission.
 
 A stream is (writer, incarnation, slot, episode). Per slot only its newest stream can be open. The rules:
-rows at offsets already held are duplicates and dropped; a piece that starts past the next offset expected opens a new
-*segment* (the rows before the gap are cut: nothing joins the two); an older episode or an older incarnation is
-refused; a newer episode, a newer incarnation or a writer's death cuts what was open.
+rows at offsets already held are duplicates and dropped; a piece that starts past the next offset expected
+opens a new *segment* (the rows before the gap are cut: nothing joins the two); an older episode or an older
+incarnation is refused; a newer episode, a newer incarnation or a writer's death cuts what was open.
 
 Dims: S slots of a writer, P pieces of a fragment.
 """
@@ -35,7 +35,9 @@ class _Writer:
 
 @dataclass(frozen=True)
 class Admission:
-    """What to keep of a fragment's pieces. Pieces that are dropped whole are left out: Q <= P pieces, in order."""
+    """What to keep of a fragment's pieces. Pieces that are dropped whole are left out: Q <= P pieces, in
+    order.
+    """
 
     piece: Int64Array  # [Q] which piece
     skip: Int64Array  # [Q] rows to drop at its front
@@ -46,6 +48,7 @@ class Admission:
     segment: Int64Array  # [Q] serial number of the segment it belongs to
     opened: int  # segments opened
     cut: Int64Array  # segments that were open and are now closed without an end
+    cut_grows: NDArray[np.bool_]  # those of them that gain rows from this very fragment before they are cut
     duplicate_rows: int
     refused: bool = False  # all of it: the writer is dead or was replaced
 
@@ -66,7 +69,8 @@ class Streams:
         """
         writer = self._writers.get(trajectory.writer)
         if writer is not None and (
-            trajectory.incarnation < writer.incarnation or (writer.gone and trajectory.incarnation == writer.incarnation)
+            trajectory.incarnation < writer.incarnation
+            or (writer.gone and trajectory.incarnation == writer.incarnation)
         ):
             return _refused(), writer.slots
         cut: Int64Array = np.zeros(0, np.int64)
@@ -79,7 +83,12 @@ class Streams:
         return _Walk(trajectory, table, self._next_segment, cut).admission(), table
 
     def commit(
-        self, trajectory: Trajectory, admission: Admission, table: Int64Array, tails: Int64Array, generations: Int64Array
+        self,
+        trajectory: Trajectory,
+        admission: Admission,
+        table: Int64Array,
+        tails: Int64Array,
+        generations: Int64Array,
     ) -> None:
         """Make an admission real.
 
@@ -135,7 +144,8 @@ class Streams:
 def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One state for shards that take over the rows of several: what is held is known, nothing can be joined.
 
-    Of a writer's incarnations the newest counts; of a slot's streams the newest, and of that the furthest offset.
+    Of a writer's incarnations the newest counts; of a slot's streams the newest, and of that the furthest
+    offset.
     """
     writers: dict[str, dict[str, Any]] = {}
     for state in states:
@@ -184,6 +194,10 @@ class _Walk:
         piece = np.flatnonzero(kept)
         place = np.cumsum(kept > 0) - 1  # piece -> index among the kept ones
         follows = self._follows[piece]
+        segment = self._segment[piece]
+        cut = np.concatenate(self._cut)
+        if cut.size:
+            cut = cut[np.argsort(np.concatenate(self._cut_by), kind="stable")]
         return Admission(
             piece=piece,
             skip=self._skip[piece],
@@ -191,9 +205,10 @@ class _Walk:
             follows=np.where(follows >= 0, place[follows], -1),
             tail_row=self._tail_row[piece],
             tail_generation=self._tail_generation[piece],
-            segment=self._segment[piece],
+            segment=segment,
             opened=self._opened,
-            cut=np.concatenate(self._cut)[np.argsort(np.concatenate(self._cut_by), kind="stable")],
+            cut=cut,
+            cut_grows=np.isin(cut, segment) if cut.size else np.zeros(0, bool),
             duplicate_rows=int(self._skip.sum()),
         )
 
@@ -209,7 +224,8 @@ class _Walk:
         if (same & new & (current[_ENDED] == 1)).any():
             bad = int(np.flatnonzero(same & new & (current[_ENDED] == 1))[0])
             raise ReplayError(
-                f"writer={t.writer!r} slot={slot[bad]} episode={episode[bad]} offset={offset[bad]}: rows follow the final "
+                f"writer={t.writer!r} slot={slot[bad]} episode={episode[bad]} offset={offset[bad]}: rows "
+                "follow the final "
                 "row: the stream has no end. Give a new life of a slot a new episode number."
             )
         joins = new & same & (offset <= current[_NEXT])
@@ -269,4 +285,4 @@ def _open_segments(table: Int64Array) -> Int64Array:
 
 def _refused() -> Admission:
     none = np.zeros(0, np.int64)
-    return Admission(none, none, none, none, none, none, none, 0, none, 0, refused=True)
+    return Admission(none, none, none, none, none, none, none, 0, none, np.zeros(0, bool), 0, refused=True)

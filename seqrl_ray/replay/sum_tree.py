@@ -1,9 +1,9 @@
 """A sum tree of width 16 in numpy: draw in proportion to mass, change masses, both for many items per call.
 
-Source: proportional prioritisation, Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), appendix B.2.1. Departures:
-16 children per node instead of 2 (a level is one gather and one small matrix product, so a call costs a handful of
-numpy operations); the topmost level holds up to 8192 sums, searched through one cumulative sum. Every inner sum is
-recomputed from its children, so nothing drifts.
+Source: proportional prioritisation, Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), appendix B.2.1.
+Departures: 16 children per node instead of 2 (a level is one gather and one small matrix product, so a call
+costs a handful of numpy operations); the topmost level holds up to 8192 sums, searched through one cumulative
+sum. Every inner sum is recomputed from its children, so nothing drifts.
 
 Dims: N leaves, M items in a call, W = 16 children.
 """
@@ -72,7 +72,8 @@ class SumTree:
         self._fresh = False
 
     def draw(self, count: int, rng: np.random.Generator) -> Int64Array:
-        """Draw `count` leaves, each in proportion to its mass: one from each of `count` equal strata of the total.
+        """Draw `count` leaves, each in proportion to its mass: one from each of `count` equal strata of the
+        total.
 
         Args:
             count: number of draws, >= 1.
@@ -83,7 +84,9 @@ class SumTree:
         """
         total = self.total
         if not total > 0.0:
-            raise ReplayError(f"mass={total} leaves nothing to draw: the tree is empty. Insert items before sampling.")
+            raise ReplayError(
+                f"mass={total} leaves nothing to draw: the tree is empty. Insert items before sampling."
+            )
         strata = rng.random(count)
         strata += np.arange(count)
         strata *= total / count
@@ -97,12 +100,16 @@ class SumTree:
     def check(self) -> None:
         """Raise ReplayError if a mass is negative or not finite, or a sum differs from its children's."""
         if not (np.isfinite(self._leaf).all() and (self._leaf >= 0.0).all()):
-            raise ReplayError("mass holds a negative or non-finite value: draws would be wrong. Report this as a defect.")
+            raise ReplayError(
+                "mass holds a negative or non-finite value: draws would be wrong. Report this as a defect."
+            )
         sums = [level.reshape(-1) for level in self._levels[1:]] + [self._top]
         for below, above in zip(self._levels, sums, strict=True):
             fresh = below.sum(axis=1)
             if not np.allclose(above[: fresh.size], fresh, rtol=1e-9, atol=0.0):
-                raise ReplayError("a node's sum differs from its children's: draws would be wrong. Report this as a defect.")
+                raise ReplayError(
+                    "a node's sum differs from its children's: draws would be wrong. Report this as a defect."
+                )
 
     def _prefix(self) -> Float64Array:
         if not self._fresh:

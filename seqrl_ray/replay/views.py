@@ -1,14 +1,16 @@
 """What an algorithm is handed: n-step transitions or windows of K decisions, read from stored rows by index.
 
-N-step return (Sutton & Barto 2018, eq. 7.1): R = sum_{i<m} gamma^i r_{t+i}, bootstrapped with gamma^m at the row m
-steps on, m = min(n, steps to the stream's end); a termination among them sets the discount to 0, a truncation does
-not. A final row links to itself, earns 0 and has factor 1, so the walk needs no test for the end.
-Only what is stored leaves: padding is 0 / False, frames before an episode's first are 0.
+N-step return (Sutton & Barto 2018, eq. 7.1): R = sum_{i<m} gamma^i r_{t+i}, bootstrapped with gamma^m at the
+row m steps on, m = min(n, steps to the stream's end); a termination among them sets the discount to 0, a
+truncation does not. A final row links to itself, earns 0 and has factor 1, so the walk needs no test for the
+end. Only what is stored leaves: padding is 0 / False, frames before an episode's first are 0.
 
 Dims: U updates, B batch, M = U*B items, K window steps, F stacked frames, A actions.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,12 @@ Float32Array = NDArray[np.float32]
 
 
 def transitions(
-    store: Store, spec: SampleSpec, rows: Int64Array, probability: Float64Array, weight: Float32Array, ids: ItemIds
+    store: Store,
+    spec: SampleSpec,
+    rows: Int64Array,
+    probability: Float64Array,
+    weight: Float32Array,
+    ids: ItemIds,
 ) -> Transitions:
     """Read n-step transitions.
 
@@ -66,7 +73,12 @@ def transitions(
 
 
 def windows(
-    store: Store, spec: SampleSpec, rows: Int64Array, probability: Float64Array, weight: Float32Array, ids: ItemIds
+    store: Store,
+    spec: SampleSpec,
+    rows: Int64Array,
+    probability: Float64Array,
+    weight: Float32Array,
+    ids: ItemIds,
 ) -> Windows:
     """Read windows of K decisions, padded on the right. Arguments as for `transitions`."""
     lead = probability.shape
@@ -112,11 +124,15 @@ def windows(
     )
 
 
+@functools.cache
 def _step_factor(gamma: float) -> Float32Array:
-    """Discount of one step by its flags: gamma, 0 at a termination, 1 on a final row (where the walk stays)."""
+    """Discount of one step by its flags: gamma, 0 at a termination, 1 on a final row (where the walk
+    stays).
+    """
     factor = np.full(FINAL + 1, gamma, np.float32)
     factor[[TERMINATED, TERMINATED | TRUNCATED]] = 0.0
     factor[FINAL] = 1.0
+    factor.flags.writeable = False  # shared by all draws
     return factor
 
 
@@ -126,7 +142,9 @@ def _rows_of(column: Array, rows: Int64Array, lead: tuple[int, ...]) -> Array:
 
 
 def _observations(store: Store, rows: Int64Array, lead: tuple[int, ...]) -> Array:
-    """Observations as the policy sees them: [*lead, *obs], or [*lead, F, *obs] with stacked frames, oldest first."""
+    """Observations as the policy sees them: [*lead, *obs], or [*lead, F, *obs] with stacked frames, oldest
+    first.
+    """
     obs, stack = store.columns["obs"], store.group.frame_stack
     if stack == 1:
         return _rows_of(obs, rows, lead)

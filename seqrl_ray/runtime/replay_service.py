@@ -62,6 +62,7 @@ class Reply:
     batch: Batch | None  # [1, M]
     mass: Mass
     inserted: int
+    sampled: int
     env_steps: int
     agent_steps: int
     stale_priorities: int
@@ -161,7 +162,14 @@ class ShardServer:
                 pacing.count_sampled(request.draw)
                 self._moved.notify_all()
             reply = Reply(
-                batch, shard.mass, pacing.inserted_here, self.env_steps, self.agent_steps, stale, shard.max_priority
+                batch,
+                shard.mass,
+                pacing.inserted_here,
+                pacing.sampled_here,
+                self.env_steps,
+                self.agent_steps,
+                stale,
+                shard.max_priority,
             )
         return pack(reply, _arrays(batch))
 
@@ -269,26 +277,25 @@ class RemoteReplay:
         self._max_priority = 1.0
 
     def use(self, handles: Mapping[int, Any]) -> None:
-        """Talk to these shards; one that replaces another brings its own counts, what is missing stays counted."""
-        for index, handle in handles.items():
+        """Talk to these shards. One that replaces another brings its own counts; what is missing stays counted."""
+        new = {i: h for i, h in handles.items() if i not in self.shards or self.shards[i].handle is not h}
+        for index, handle in new.items():
             old = self.shards.get(index)
-            if old is not None and old.handle is handle:
-                continue
             if old is not None:
                 self._abandon(index)
                 for name in self._gone:
                     self._gone[name] += getattr(old, name)
             self.shards[index] = _Known(handle)
             self.lost.discard(index)
+            reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
+            self._hear(index, reply)
+            self.shards[index].sampled = reply.sampled
             if old is not None:
-                self._settle_count(index, handle)
-
-    def _settle_count(self, index: int, handle: Any) -> None:
-        """Take a replacement's counts off what its predecessor had counted."""
-        reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
-        self._hear(index, reply)
-        for name in self._gone:
-            self._gone[name] -= getattr(reply, name)
+                for name in self._gone:
+                    self._gone[name] -= getattr(reply, name)
+        if new:  # a learner restored from a checkpoint has forgotten draws that the shards have made
+            drawn = sum(s.sampled for s in self.shards.values())
+            self.pacing.count_sampled(max(0, drawn - self.pacing.sampled))
 
     @property
     def env_steps(self) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import transitions
 from seqrl_ray.algorithms.flat_learner import Optimiser, flatten, unbind
-from seqrl_ray.errors import CheckpointError
+from seqrl_ray.errors import CheckpointError, DivergedError
 from seqrl_ray.losses.reduce import weighted_mean
 from torch import nn
 
@@ -56,6 +56,19 @@ def test_flatten_makes_every_parameter_a_view() -> None:
     torch.testing.assert_close(network(inputs), before(inputs))
     flat.zero_()
     assert all((p == 0).all() for p in network.parameters())
+
+
+def test_a_network_with_buffers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^network has buffers \['1.running_mean', "):
+        flatten(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+
+
+def test_learning_that_diverged_stops_with_a_message(learner: Build) -> None:
+    algorithm = learner()
+    batch = transitions(3, 4)
+    batch.reward_t[1, 2] = float("inf")
+    with pytest.raises(DivergedError, match=r"^policies.shared: an error is not finite after 3 updates"):
+        algorithm.update(batch, {"learning_rate": 0.01})
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])

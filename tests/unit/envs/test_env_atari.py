@@ -73,18 +73,18 @@ def test_life_loss_ends_the_stream_and_the_game_goes_on():
 
 
 def test_evaluation_plays_whole_games_raw_each_from_its_own_seed():
-    env = make(evaluation=True, episodic_life=True, seeds=FixedSeeds([3, 4, 5], 2), max_episode_frames=60)
-    firsts = [now.groups["p"].obs.copy() for now in play(env, 45) if now.groups["p"].is_first.all()]
-    again = make(num_envs=1, seeds=FixedSeeds([5], 1), max_episode_frames=60, evaluation=True)
+    env = make(evaluation=True, episodic_life=True, seeds=FixedSeeds([3, 4, 5], 2), max_episode_frames=16)
+    firsts = [now.groups["p"].obs.copy() for now in play(env, 12) if now.groups["p"].is_first.all()]
+    again = make(num_envs=1, seeds=FixedSeeds([5], 1), evaluation=True)
     assert len(firsts) == 4
     assert np.array_equal(firsts[1][0], again.reset().groups["p"].obs[0])  # copy 0, second game: seed 5
     assert np.array_equal(firsts[0][0], firsts[1][1])  # the list starts again: seed 3
-    ends = [e.seed for now in play(env, 16) for e in now.episodes]
+    ends = [e.seed for now in play(env, 4) for e in now.episodes]
     assert ends == [FixedSeeds([3, 4, 5], 2)(e, 4) for e in range(2)]  # a reset drops the running games
 
 
 def test_rewards_are_clipped_for_learning_and_scores_are_raw():
-    def total(env, steps=150):
+    def total(env, steps=110):
         rewards = [now.groups["p"].reward.copy() for now in play(env, steps)]
         return np.array(rewards)
 

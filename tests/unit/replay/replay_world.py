@@ -1,6 +1,7 @@
 """A made-up world whose every row is a pure function of its stream, and a slow store of lists as oracle.
 
-A stream is (writer, incarnation, slot, episode). Row t of it is a decision for t < life, the final row at t == life.
+A stream is (writer, incarnation, slot, episode). Row t of it is a decision for t < life, the final row at t
+== life.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
 from seqrl_ray.types import ActionSpec, ArraySpec, ColumnSpec, GroupSpec, SampleSpec, Slot, Trajectory
@@ -71,7 +71,9 @@ def legal_of(slot, episode, t):
 
 def obs_of(key, t):
     writer, incarnation, slot, episode = key
-    return np.array([ord(writer[0]) * 10 + incarnation, slot, episode, t + 1], np.float32)  # t + 1: never all 0
+    return np.array(
+        [ord(writer[0]) * 10 + incarnation, slot, episode, t + 1], np.float32
+    )  # t + 1: never all 0
 
 
 def name_of(obs):
@@ -88,7 +90,9 @@ def trajectory(pieces, writer="w", incarnation=0, weights=(0, 0), poison=False):
     last = np.array([t == life(s, e) - 1 for s, e, t in rows], bool)
     ends = np.array([terminates(s, e) for s, e, _ in rows], bool)
     columns = {
-        "obs": np.array([obs_of((writer, incarnation, s, e), t) for s, e, t in rows], np.float32).reshape(-1, 4),
+        "obs": np.array([obs_of((writer, incarnation, s, e), t) for s, e, t in rows], np.float32).reshape(
+            -1, 4
+        ),
         "action": np.array([action_of(s, e, t) for s, e, t in rows], np.int64),
         "reward": np.array([reward_of(s, e, t) for s, e, t in rows], np.float32),
         "terminated": last & ends,
@@ -104,7 +108,16 @@ def trajectory(pieces, writer="w", incarnation=0, weights=(0, 0), poison=False):
         columns["value"][final] = np.nan
     part = np.array(kept, np.int64).reshape(-1, 4)
     return Trajectory(
-        "shared", writer, incarnation, weights, part[:, 0], part[:, 1], part[:, 2], part[:, 3], columns, len(rows)
+        "shared",
+        writer,
+        incarnation,
+        weights,
+        part[:, 0],
+        part[:, 1],
+        part[:, 2],
+        part[:, 3],
+        columns,
+        len(rows),
     )
 
 
@@ -132,7 +145,9 @@ class Oracle:
     stack: int = 1
     by_episode: bool = False
     rows: list[Row] = field(default_factory=list)
-    expected: dict[tuple[str, int], list] = field(default_factory=dict)  # (writer, slot) -> [inc, ep, next, segment, ended]
+    expected: dict[tuple[str, int], list] = field(
+        default_factory=dict
+    )  # (writer, slot) -> [inc, ep, next, segment, ended]
     incarnation: dict[str, int] = field(default_factory=dict)
     gone: set[tuple[str, int]] = field(default_factory=set)
     closed: list[int] = field(default_factory=list)
@@ -146,7 +161,9 @@ class Oracle:
             self.forget(writer)
         self.incarnation[writer] = incarnation
         new, cut = [], []
-        for s, e, o, n in zip(*(x.tolist() for x in (fragment.slot, fragment.episode, fragment.offset, fragment.length))):
+        for s, e, o, n in zip(
+            *(x.tolist() for x in (fragment.slot, fragment.episode, fragment.offset, fragment.length))
+        ):
             for t in range(o, o + n):
                 now = self.expected.get((writer, s))
                 if now is not None and (e < now[0] or (e == now[0] and t < now[1])):
@@ -198,7 +215,9 @@ class Oracle:
             self.rows = [row for row in self.rows if row.segment != victim]
 
     def gain(self, segment):
-        return sum(np.float64(reward_of(*r.key[2:], r.t)) for r in self.rows if r.segment == segment and not r.final)
+        return sum(
+            np.float64(reward_of(*r.key[2:], r.t)) for r in self.rows if r.segment == segment and not r.final
+        )
 
     def live(self):
         """Names (key, t) of the items that have all they read."""

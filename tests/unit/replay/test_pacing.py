@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.replay import Pacing
 
 
 def run(pacing, *, items, burst, draw, rng, eager=0.5):
-    """Writers and a learner that take turns at random, until `items` were inserted; returns errors row by row."""
+    """Writers and a learner that take turns at random, until `items` were inserted; returns errors row by
+    row.
+    """
     errors, stuck = [], 0
     while pacing.inserted < items:
         moved = False
@@ -29,7 +30,9 @@ def run(pacing, *, items, burst, draw, rng, eager=0.5):
     return errors
 
 
-@pytest.mark.parametrize(("spi", "draw", "burst"), [(32.0, 512, 64), (8.0, 512, 64), (4.0, 256, 100), (0.5, 32, 50)])
+@pytest.mark.parametrize(
+    ("spi", "draw", "burst"), [(32.0, 512, 64), (8.0, 512, 64), (4.0, 256, 100), (0.5, 32, 50)]
+)
 @pytest.mark.parametrize("eager", [0.0, 0.5, 1.0])
 def test_error_stays_within_one_percent_from_20000_items_on(spi, draw, burst, eager):
     pacing = Pacing(spi, 1_000, draw_items=draw, burst_items=burst)
@@ -50,7 +53,9 @@ def test_the_least_band_never_deadlocks_and_bounds_the_error(spi, draw, burst, s
     pacing = Pacing(spi, 20, draw_items=draw, burst_items=burst, band_items=least * slack)
     for inserted, error in run(pacing, items=3_000, burst=burst, draw=draw, rng=np.random.default_rng(seed)):
         if inserted > 20 + 2 * burst:
-            assert error * (inserted - 20) <= pacing.band_items + 1e-3 + (burst if inserted < 20 + 3 * burst else 0)
+            assert error * (inserted - 20) <= pacing.band_items + 1e-3 + (
+                burst if inserted < 20 + 3 * burst else 0
+            )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_world import life, name_of, shard, trajectory
-
 from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import global_weights, merge, split_draw
@@ -55,7 +54,9 @@ def test_tree_draws_in_proportion_to_mass(size):
 @settings(max_examples=50, deadline=None)
 @given(
     size=st.integers(1, 400),
-    writes=st.lists(st.lists(st.tuples(st.integers(0, 399), st.floats(0, 100)), min_size=1, max_size=30), max_size=8),
+    writes=st.lists(
+        st.lists(st.tuples(st.integers(0, 399), st.floats(0, 100)), min_size=1, max_size=30), max_size=8
+    ),
 )
 def test_tree_of_a_leaf_written_twice_the_last_write_holds(size, writes):
     tree, slow = SumTree(size), np.zeros(size)
@@ -221,10 +222,15 @@ def test_draws_are_a_function_of_the_seed():
 
 def spread(count, sampler="prioritised"):
     """The same 24 streams, and the same priority for each step, on `count` shards."""
-    shards = [shard(sampler=sampler, index=i, seed=100 + i, capacity_steps=600 * count, shards=count) for i in range(count)]
+    shards = [
+        shard(sampler=sampler, index=i, seed=100 + i, capacity_steps=600 * count, shards=count)
+        for i in range(count)
+    ]
     for slot in range(4):
         for episode in range(6):
-            shards[(slot * 6 + episode) % count].insert(trajectory([(slot, episode, 0, 20)], writer="abcd"[slot]))
+            shards[(slot * 6 + episode) % count].insert(
+                trajectory([(slot, episode, 0, 20)], writer="abcd"[slot])
+            )
     for s in shards:
         if s.items and sampler == "prioritised":
             rows = s.sampler.rows()
@@ -242,7 +248,9 @@ def draw(shards, updates, batch, beta, rng):
     masses = [s.mass for s in shards]
     total, items = sum(m.mass for m in masses), sum(m.items for m in masses)
     counts = split_draw([m.mass for m in masses], updates * batch, rng)
-    parts = [(s.sample(1, int(n)), m.mass / total) for s, n, m in zip(shards, counts, masses, strict=True) if n]
+    parts = [
+        (s.sample(1, int(n)), m.mass / total) for s, n, m in zip(shards, counts, masses, strict=True) if n
+    ]
     return merge(
         [p for p, _ in parts],
         [share for _, share in parts],
@@ -311,7 +319,15 @@ def test_split_draw_is_multinomial_and_refuses_nothing():
 def test_merge_refuses_a_short_draw():
     shards = spread(2)
     with pytest.raises(ReplayError, match="not the 8 items"):
-        merge([shards[0].sample(1, 8)], [1.0], updates=2, batch=8, total_items=8, beta=1.0, rng=np.random.default_rng(0))
+        merge(
+            [shards[0].sample(1, 8)],
+            [1.0],
+            updates=2,
+            batch=8,
+            total_items=8,
+            beta=1.0,
+            rng=np.random.default_rng(0),
+        )
 
 
 def test_weights_are_at_most_one_and_one_at_beta_zero():

@@ -1,11 +1,12 @@
-"""Snapshots: written while the shard lives on, read back exactly or onto other numbers of shards, damage refused."""
+"""Snapshots: written while the shard lives on, read back exactly or onto other numbers of shards, damage
+refused.
+"""
 
 import json
 
 import numpy as np
 import pytest
 from replay_world import VALUE, life, name_of, shard, trajectory
-
 from seqrl_ray.errors import CheckpointError, ReplayError
 from seqrl_ray.replay import restore
 from seqrl_ray.types import SampleSpec
@@ -59,7 +60,13 @@ def assert_same_batch(a, b):
 @pytest.mark.parametrize("eviction", ["fifo_steps", "fifo_episodes", "lowest_return_first"])
 def test_a_snapshot_taken_during_inserts_is_that_of_its_moment(tmp_path, kind, sampler, eviction):
     spec, stack = SPECS[kind]
-    make = {"frame_stack": stack, "sampler": sampler, "eviction": eviction, "capacity_steps": 150, "snapshot_slice_bytes": 4_096}
+    make = {
+        "frame_stack": stack,
+        "sampler": sampler,
+        "eviction": eviction,
+        "capacity_steps": 150,
+        "snapshot_slice_bytes": 4_096,
+    }
     s, twin = shard(spec, **make), shard(spec, **make)
     for one in (s, twin):
         feed(one, 0, 9)
@@ -146,7 +153,11 @@ def test_returns_and_views_survive_a_change_of_shards(tmp_path):
     batch = two[0].sample(1, 64)
     for i in range(64):
         (_, _, slot, episode), t = name_of(batch.obs[0, i, 0])
-        row = next(r for r in one.sampler.rows() if name_of(one.store.columns["obs"][r]) == (("w", 0, slot, episode), t))
+        row = next(
+            r
+            for r in one.sampler.rows()
+            if name_of(one.store.columns["obs"][r]) == (("w", 0, slot, episode), t)
+        )
         assert batch.return_to_go[0, i, 0] == one.store.columns["return_to_go"][row]
         assert batch.weights_counter[0, i] == episode
 

@@ -1,11 +1,12 @@
-"""The store against a slow store of lists: random fragments, duplicates, gaps, deaths, all ways of eviction."""
+"""The store against a slow store of lists: random fragments, duplicates, gaps, deaths, all ways of
+eviction.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_world import Oracle, life, name_of, shard, trajectory
-
 from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.types import SampleSpec
 
@@ -18,7 +19,9 @@ SPECS = {
     "returns": (SampleSpec("windows", window_steps=4, period_steps=1, returns=True), 1),
 }
 
-piece = st.tuples(st.integers(0, 3), st.sampled_from(["on", "on", "on", "again", "gap", "next"]), st.integers(1, 6))
+piece = st.tuples(
+    st.integers(0, 3), st.sampled_from(["on", "on", "on", "again", "gap", "next"]), st.integers(1, 6)
+)
 step = st.one_of(
     st.tuples(st.just("insert"), st.sampled_from("ab"), st.lists(piece, min_size=0, max_size=5)),
     st.tuples(st.just("insert"), st.sampled_from("ab"), st.lists(piece, min_size=3, max_size=5)),
@@ -76,7 +79,9 @@ def test_items_are_those_of_a_slow_store(sampler, eviction, steps, kind, capacit
     for what, writer, pieces in steps:
         if what == "insert":
             fragment = actors.fragment(writer, pieces)
-            assert spec_extra <= set(fragment.columns)  # columns nobody declared are let through and not stored
+            assert spec_extra <= set(
+                fragment.columns
+            )  # columns nobody declared are let through and not stored
             reply = s.insert(fragment)
             assert reply.items == oracle.insert(fragment)
             assert s.insert(fragment).rows == 0, "the same fragment twice stored something"
@@ -179,7 +184,14 @@ def test_an_atari_step_takes_less_than_7500_bytes():
     from seqrl_ray.replay import ReplayShard
     from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
 
-    atari = GroupSpec("shared", (Slot(0, "agent", 0, 6),), ArraySpec((84, 84), "uint8"), ActionSpec("discrete", 6), 4)
+    atari = GroupSpec(
+        "shared", (Slot(0, "agent", 0, 6),), ArraySpec((84, 84), "uint8"), ActionSpec("discrete", 6), 4
+    )
     for sampler in ("uniform", "prioritised"):
-        s = ReplayShard(atari, SampleSpec("transitions", n_step=3), ReplaySettings(sampler=sampler, capacity_steps=2_000), 0)
+        s = ReplayShard(
+            atari,
+            SampleSpec("transitions", n_step=3),
+            ReplaySettings(sampler=sampler, capacity_steps=2_000),
+            0,
+        )
         assert (s.stats().column_bytes + s.stats().index_bytes) / 2_000 <= 7_500

@@ -16,7 +16,6 @@ from replay_world import (
     terminates,
     trajectory,
 )
-
 from seqrl_ray.replay import views
 from seqrl_ray.replay.items import discounted_sums
 from seqrl_ray.types import ColumnSpec, SampleSpec
@@ -26,7 +25,9 @@ def fill(s, *, poison=False, episodes=6, chunk=4):
     """Insert whole episodes of 4 slots, `chunk` rows of each slot at a time, so that streams interleave."""
     for episode in range(episodes):
         for offset in range(0, 12, chunk):
-            fragment = trajectory([(slot, episode, offset, chunk) for slot in range(4)], weights=(7, episode), poison=poison)
+            fragment = trajectory(
+                [(slot, episode, offset, chunk) for slot in range(4)], weights=(7, episode), poison=poison
+            )
             if fragment.rows:
                 s.insert(fragment)
 
@@ -50,7 +51,9 @@ def stacked(key, t, frames):
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
 def test_n_step_transitions(n, frames):
     gamma = 0.9
-    s = shard(SampleSpec("transitions", n_step=n, gamma=gamma, extra=(VALUE,)), frame_stack=frames, masked=True)
+    s = shard(
+        SampleSpec("transitions", n_step=n, gamma=gamma, extra=(VALUE,)), frame_stack=frames, masked=True
+    )
     fill(s)
     batch, names = everything(s)
     assert len(names) == s.items == sum(life(slot, episode) for slot in range(4) for episode in range(6))
@@ -107,7 +110,9 @@ def test_windows(steps, period, burn_in, returns, frames):
             assert batch.reward[0, i, k] == (rewards[t] if inside else 0.0)
             expected = stacked(key, t, frames) if inside else np.zeros(batch.obs.shape[3:])
             np.testing.assert_array_equal(batch.obs[0, i, k], expected)
-            np.testing.assert_array_equal(batch.legal[0, i, k], legal_of(slot, episode, t) if inside else [False] * 3)
+            np.testing.assert_array_equal(
+                batch.legal[0, i, k], legal_of(slot, episode, t) if inside else [False] * 3
+            )
             if returns:
                 to_go = sum(gamma ** (j - t) * rewards[j] for j in range(t, end)) if inside else 0.0
                 assert batch.return_to_go[0, i, k] == pytest.approx(to_go, abs=1e-4)
