@@ -163,6 +163,7 @@ def _run(
     from seqrl_ray.loops.run_folder import RunFolder, check_new
     from seqrl_ray.report import html
 
+    began = time.monotonic()
     driver: Mapping[str, Any] = {}
     if checkpoint is None:
         check_new(path)
@@ -173,7 +174,8 @@ def _run(
     with contextlib.ExitStack() as stack:
         session = _session(stack, recipe, path / "checkpoints", checkpoint, clock_s, local, address)
         stack.callback(session.close)
-        folder = RunFolder(path, recipe, resumed=checkpoint is not None, clock_s=clock_s)
+        started_s = clock_s + time.monotonic() - began  # starting processes is part of the run's wall time
+        folder = RunFolder(path, recipe, resumed=checkpoint is not None, clock_s=started_s)
         stack.callback(folder.close)
         summary = drive(
             session,

@@ -37,7 +37,7 @@ class ReplayError(SeqrlError):
 
 
 class DivergedError(SeqrlError):
-    """Learning gave a value that is not finite; going on would spread it to every weight and every priority."""
+    """Learning gave a value that is not finite; going on would spread it to every weight and priority."""
 
     exit_code = 1
 

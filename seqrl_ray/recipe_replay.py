@@ -81,8 +81,7 @@ class ReplaySettings(Settings):
         if self.min_items > self.capacity_steps:
             raise ValueError(
                 f"min_items={self.min_items} exceeds capacity_steps={self.capacity_steps}: sampling would "
-                "never start. "
-                "Lower min_items or raise capacity_steps."
+                "never start. Lower min_items or raise capacity_steps."
             )
         if self.capacity_steps < 2 * self.shards:
             raise ValueError(
@@ -91,14 +90,13 @@ class ReplaySettings(Settings):
             )
         if self.sampler == "by_return" and self.return_high <= self.return_low:
             raise ValueError(
-                f"return_high={self.return_high} is not above return_low={self.return_low}: "
-                "episodes cannot be told apart. Raise return_high."
+                f"return_high={self.return_high} is not above return_low={self.return_low}: episodes cannot "
+                "be told apart. Raise return_high."
             )
         if self.memory_bytes is not None and self.memmap_folder is None:
             raise ValueError(
                 f"memory_bytes={self.memory_bytes} is set without memmap_folder: there is nowhere to put the "
-                "rest. "
-                "Set memmap_folder to a local folder."
+                "rest. Set memmap_folder to a local folder."
             )
         if self.wiring == "colocated" and self.shards != 1:
             raise ValueError(

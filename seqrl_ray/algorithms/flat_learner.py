@@ -208,8 +208,9 @@ class FlatLearner(Generic[SettingsT]):
         priorities = torch.cat([p.priorities for p in parts]).cpu().numpy()  # [U, B]
         if not np.isfinite(priorities).all():
             raise DivergedError(
-                f"policies.{self.group.policy_id}: an error is not finite after {self._updates} updates: the weights "
-                "are lost. Lower algorithm.learning_rate, scale rewards down, or look for NaN in the observations."
+                f"policies.{self.group.policy_id}: an error is not finite after {self._updates} updates: "
+                "the weights are lost. Lower algorithm.learning_rate, scale rewards down, or look for NaN in "
+                "the observations."
             )
         return Update(priorities=priorities, metrics=dict(zip(names, means, strict=True)))
 

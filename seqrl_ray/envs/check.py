@@ -9,6 +9,7 @@ Dims: S slots of a group, A actions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,25 +109,25 @@ def _run(
     save_at: int | None = None,
 ) -> _Run:
     run, rng = _Run(), np.random.default_rng(seed)
-    env = make(seeds)
-    run.findings += check_groups(env.groups, env.num_envs)
-    watch = Watch(env.groups, env.num_envs)
-    if not run.findings:
+    with closing(make(seeds)) as env:
+        run.findings += check_groups(env.groups, env.num_envs)
+        watch = Watch(env.groups, env.num_envs)
+        if run.findings:
+            return run
         now = env.reset()
-        run.complete = watch.see(now, opening=True, tick=0)
+        run.complete = watch.see(now, "reset", 0)
         for tick in range(1, steps + 1):
             if not run.complete:
                 break
             run.trace.append(_defined(now))
             run.actions.append(random_actions(env.groups, now, rng))
             now = env.step(run.actions[-1])
-            run.complete = watch.see(now, opening=False, tick=tick)
+            run.complete = watch.see(now, "step", tick)
             if tick == save_at and run.complete:
                 run.saved = env.open_episodes()
         if run.complete:
             run.trace.append(_defined(now))
-    env.close()
-    env.close()
+        env.close()  # and once more on leaving: closing twice is part of the contract
     run.findings += watch.found.values()
     run.ended = watch.ended
     return run
@@ -138,21 +139,20 @@ def _check_restore(
     """Restore the open episodes of the middle of the first run, and go on with its actions."""
     assert first.saved is not None
     at = steps // 2
-    env = make(EpisodeSeeds(seed, 0))
-    watch = Watch(env.groups, env.num_envs)
-    now = env.restore(first.saved)
     where = None
-    if watch.see(now, opening=True, tick=at):
-        wanted = first.trace[at]
-        if not _equal(_current(now), wanted[: len(_current(now))]):
-            where = at
-        for tick in range(at, steps):
-            if where is not None:
-                break
-            now = env.step(first.actions[tick])
-            if not _equal(_defined(now), first.trace[tick + 1]):
-                where = tick + 1
-    env.close()
+    with closing(make(EpisodeSeeds(seed, 0))) as env:
+        watch = Watch(env.groups, env.num_envs)
+        now = env.restore(first.saved)
+        if watch.see(now, "restore", at):
+            current = _current(now)
+            if not _equal(current, first.trace[at][: len(current)]):
+                where = at
+            for tick in range(at, steps):
+                if where is not None:
+                    break
+                now = env.step(first.actions[tick])
+                if not _equal(_defined(now), first.trace[tick + 1]):
+                    where = tick + 1
     found = list(watch.found.values())
     if where is not None:
         found.append(

@@ -37,12 +37,13 @@ class Watch:
         self.found: dict[tuple[str, str], Finding] = {}
         self.ended = 0
 
-    def see(self, now: VectorStep, *, opening: bool, tick: int) -> bool:
+    def see(self, now: VectorStep, call: Literal["reset", "restore", "step"], tick: int) -> bool:
         """Check one step.
 
         Args:
-            now: what `reset`, `restore` (both `opening`) or `step` returned.
-            opening: no transition may be reported.
+            now: what the call returned.
+            call: after "reset" no transition may be reported; after "restore" that part means nothing, the
+                transition was delivered before.
             tick: number of the step, for messages.
         Returns: False if the arrays are so wrong that the run cannot go on.
         """
@@ -56,19 +57,21 @@ class Watch:
                 self._add("shapes", name, f"step {tick}: {message}")
             if wrong:
                 return False
-            before = self._before.get(name)
-            expected = np.zeros(len(group.slots), np.bool_) if opening or before is None else before.active
+            before = self._before.get(name) if call == "step" else None
+            expected = np.zeros(len(group.slots), np.bool_) if before is None else before.active
             for rule, check in _RULES.items():
-                for message in check(group, step, None if opening else before, expected):
+                if call == "restore" and rule in ("transitions", "final observations"):
+                    continue
+                for message in check(group, step, before, expected):
                     self._add(rule, name, f"step {tick}: {message}")
-        self._check_episodes(now, opening, tick)
+        if call == "step":
+            self._check_episodes(now, tick)
+        else:
+            self._steps[:] = 0
         self._before = {name: _Seen.of(step) for name, step in now.groups.items()}
         return not any(rule == "masks" for rule, _ in self.found)  # else no legal action can be drawn
 
-    def _check_episodes(self, now: VectorStep, opening: bool, tick: int) -> None:
-        if opening:
-            self._steps[:] = 0
-            return
+    def _check_episodes(self, now: VectorStep, tick: int) -> None:
         stepped = np.zeros(self._num_envs, np.bool_)
         open_slots = np.zeros(self._num_envs, np.bool_)
         for name, group in self._groups.items():
@@ -217,9 +220,9 @@ def _finals(group: GroupSpec, step: Step, before: _Seen | None, expected: Array)
 
 
 def _streams(group: GroupSpec, step: Step, before: _Seen | None, expected: Array) -> Iterator[str]:
+    if (step.episode_id[step.active] < 0).any():
+        yield "an active slot has no `episode_id` (they count from 0)"
     if before is None:
-        if (step.active & ~step.is_first).any() and not step.valid.any() and (step.episode_id < 0).any():
-            yield "an active slot has no episode id"
         return
     ended = step.terminated | step.truncated
     goes_on = before.active & ~ended

@@ -109,7 +109,7 @@ class GymEnv:
 
     @property
     def num_envs(self) -> int:
-        return len(self._envs)
+        return len(self._index)
 
     def reset(self) -> VectorStep:
         """Open a new episode in every copy; running ones are dropped."""

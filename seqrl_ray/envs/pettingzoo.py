@@ -132,7 +132,7 @@ class PettingZooEnv:
 
     @property
     def num_envs(self) -> int:
-        return len(self._copies)
+        return len(self._places)
 
     def reset(self) -> VectorStep:
         """Open a new episode in every copy; running ones are dropped."""

@@ -41,7 +41,7 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
     for part, tree in trees.items():
         arrays: dict[str, Array] = {}
         plain = _split(tree, "", arrays)
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(folder / f"{part}.safetensors"))
+        save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, str(folder / f"{part}.safetensors"))
         (folder / f"{part}.json").write_text(json.dumps(plain), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not _vouched_for(p, folder))
     listing = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}

@@ -276,11 +276,11 @@ def _paired(policy: Rows, other: Rows) -> dict[str, Any]:
 
 
 def _metric_names(rows: Rows) -> list[str]:
-    return [name for name in rows[0] if name != "seed"] if rows else []
+    return list(dict.fromkeys(name for row in rows for name in row if name != "seed"))
 
 
 def _column(rows: Rows, name: str) -> Any:
-    return np.array([float(row.get(name, math.nan)) for row in rows])
+    return np.array([math.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 
 def _rate(count: Any, seconds: float) -> float:

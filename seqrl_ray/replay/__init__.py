@@ -1,6 +1,4 @@
-"""The experience service: a column store of streams, views on it, sampling, pacing, snapshots. No Ray
-here.
-"""
+"""The experience service without Ray: a column store of streams, views, sampling, pacing, snapshots."""
 
 from seqrl_ray.replay.pacing import Pacing, PacingReport
 from seqrl_ray.replay.restore import restore

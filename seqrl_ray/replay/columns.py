@@ -1,5 +1,4 @@
-"""Preallocated columns: what a stored row consists of, where each column lives, and what an unwritten row
-holds.
+"""Preallocated columns: what a row consists of, where each column lives, and what an unwritten row holds.
 
 Unwritten rows hold NaN (floats), -1 (signed integers), 0 / False (the rest) and never leave a view. Columns
 beyond a byte budget live in memory-mapped files, the largest first, so that everything small stays in RAM.
@@ -19,9 +18,7 @@ from seqrl_ray.errors import ReplayError
 from seqrl_ray.types import Array, ArraySpec, GroupSpec, SampleSpec, Trajectory
 
 TERMINATED, TRUNCATED, FINAL = 1, 2, 4
-"""Bits of the `flags` column: of the transition that starts at the row; FINAL marks the last observation of
-a stream.
-"""
+"""Bits of the `flags` column, of the transition that starts at the row; FINAL marks a stream's last row."""
 
 PRIORITY = "priority"
 """An extra column of this name (scalar float32, NaN = none) gives items their first priority."""
@@ -81,8 +78,7 @@ def allocate(
     memory_bytes: int | None = None,
     folder: Path | None = None,
 ) -> dict[str, Array]:
-    """Allocate every column for `rows` rows, in RAM while `memory_bytes` lasts (smallest first), else in
-    `folder`.
+    """Allocate every column: in RAM while `memory_bytes` lasts (smallest first), the rest in `folder`.
 
     Args:
         columns: name -> one row's array.
@@ -104,8 +100,7 @@ def allocate(
         if folder is None:
             raise ReplayError(
                 f"memory_bytes={memory_bytes} is less than column {name!r} needs ({size} bytes) and no "
-                "folder is given: "
-                "it has no place. Set memmap_folder or raise memory_bytes."
+                "folder is given: it has no place. Set memmap_folder or raise memory_bytes."
             )
         folder.mkdir(parents=True, exist_ok=True)
         arrays[name] = np.memmap(folder / f"{name}.column", dtype=spec.dtype, mode="w+", shape=shape)
@@ -116,9 +111,7 @@ def allocate(
 
 
 def pack_flags(columns: Mapping[str, Array]) -> Array:
-    """Flags [R] uint8 of a trajectory's terminated, truncated and final columns; a final row carries FINAL
-    alone.
-    """
+    """Flags [R] uint8 of a fragment's terminated, truncated and final; a final row carries FINAL alone."""
     final = columns["final"]
     flags = columns["terminated"].astype(np.uint8) * TERMINATED
     flags |= columns["truncated"].astype(np.uint8) * TRUNCATED
@@ -127,14 +120,11 @@ def pack_flags(columns: Mapping[str, Array]) -> Array:
 
 
 def check_trajectory(trajectory: Trajectory, group: GroupSpec, columns: Mapping[str, ArraySpec]) -> None:
-    """Raise ReplayError if the fragment does not fit the columns: a name, a length, a shape, a dtype kind or
-    its pieces.
-    """
+    """Raise ReplayError if a column's name, shape or kind of dtype, or the pieces, do not fit."""
     if trajectory.policy_id != group.policy_id:
         raise ReplayError(
             f"policy_id={trajectory.policy_id!r} is not this store's {group.policy_id!r}: experience of two "
-            "policies "
-            "would mix. Send it to the shard of its policy."
+            "policies would mix. Send it to the shard of its policy."
         )
     rows = trajectory.rows
     wanted = {name: spec for name, spec in columns.items() if name not in _MADE_HERE}
@@ -148,14 +138,12 @@ def check_trajectory(trajectory: Trajectory, group: GroupSpec, columns: Mapping[
         if given.shape != (rows, *spec.shape):
             raise ReplayError(
                 f"column {name!r} has shape {given.shape}, not {(rows, *spec.shape)}: its rows cannot be "
-                "stored. "
-                "Make the fragment and the group's spec agree."
+                "stored. Make the fragment and the group's spec agree."
             )
         if not np.can_cast(given.dtype, spec.dtype, "same_kind"):
             raise ReplayError(
                 f"column {name!r} has dtype {given.dtype}, which does not fit {spec.dtype}: values would be "
-                "lost. "
-                "Make the fragment and the group's spec agree."
+                "lost. Make the fragment and the group's spec agree."
             )
     length = trajectory.length
     if (
@@ -166,8 +154,7 @@ def check_trajectory(trajectory: Trajectory, group: GroupSpec, columns: Mapping[
     ):
         raise ReplayError(
             f"length={length.tolist()} does not cut {rows} rows into pieces of at least 1, or an offset or "
-            "slot is "
-            "negative: rows cannot be told apart. Send whole, non-empty pieces."
+            "slot is negative: rows cannot be told apart. Send whole, non-empty pieces."
         )
     ends = np.cumsum(length) - 1
     final = trajectory.columns["final"]

@@ -86,9 +86,7 @@ class ItemRule:
         return np.concatenate([*reached, at]) if reached else at
 
     def still_serving(self, rows: Int64Array) -> Int64Array:
-        """Those of `rows` [R] at which an item may start: on the period, and with the rows it looks back
-        at.
-        """
+        """Those of `rows` [R] where an item may start: on the period, with the rows it looks back at."""
         if self._period > 1:
             rows = rows[self._store.offset[rows] % self._period == 0]
         if self._lookback == 0:

@@ -187,10 +187,9 @@ class Pacing:
         if band < least * (1.0 - 1e-12):
             raise RecipeError(
                 f"band_items={band:g} is smaller than half of one draw ({draw} samples = "
-                f"{draw / samples_per_insert:g} "
-                f"items) and one burst ({self.burst_items} items): deadlock, inserts wait for a draw that "
-                "waits for "
-                f"inserts. Set replay.band_items to {least:g} or more, or draw fewer minibatches at once."
+                f"{draw / samples_per_insert:g} items) and one burst ({self.burst_items} items): deadlock, "
+                f"inserts wait for a draw that waits for inserts. Set replay.band_items to {least:g} or "
+                "more, or draw fewer minibatches at once."
             )
         self.samples_per_insert, self.band_items = samples_per_insert, band
 

@@ -99,8 +99,7 @@ def _open(folder: Path) -> _Saved:
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"snapshot={folder} has format {manifest.get('format')!r}, not {FORMAT!r}: its rows cannot be "
-            "read. "
-            "Use the version that wrote it."
+            "read. Use the version that wrote it."
         )
     for file in manifest["files"]:
         path = folder / file["name"]
@@ -131,8 +130,8 @@ def _check_rules(saved: _Saved, shard: ReplayShard) -> None:
             if there.get(name) != wanted.get(name):
                 raise CheckpointError(
                     f"snapshot={saved.folder}: {what} {name!r} was {there.get(name)!r} and is "
-                    f"{wanted.get(name)!r} now: "
-                    "its items would mean something else. Restore with the settings it was written with."
+                    f"{wanted.get(name)!r} now: its items would mean something else. Restore with the "
+                    "settings it was written with."
                 )
 
 
@@ -206,9 +205,7 @@ class _Spread:
         return np.asarray(shard_of_stream[stream])
 
     def _fitting(self, mine: Int64Array, shard: ReplayShard) -> Int64Array:
-        """Those of a shard's rows (oldest first) that its capacity holds: the newest; whole streams if it
-        keeps such.
-        """
+        """Those of a shard's rows (oldest first) that fit: the newest; whole streams if it keeps such."""
         excess = mine.size - shard.store.capacity
         if excess <= 0:
             return mine

@@ -132,7 +132,7 @@ class ReplayShard:
         self._snapshot: Snapshot | None = None
         self._latest: Int64Array = np.zeros(0, np.int64)  # rows of the latest draw
 
-    # ------------------------------------------------------------------------------------------------ the five calls
+    # --- the five calls
 
     def insert(self, trajectory: Trajectory) -> InsertReply:
         """Store a fragment; what is held already is dropped.
@@ -194,8 +194,7 @@ class ReplayShard:
         if len(ids) and (ids.shard != self.index).any():
             raise ReplayError(
                 f"ids name shard {int(ids.shard[ids.shard != self.index][0])}, this is shard {self.index}: "
-                "other items "
-                "would get the priorities. Send each shard its own."
+                "other items would get the priorities. Send each shard its own."
             )
         if self.settings.sampler != "prioritised" or not isinstance(self.sampler, MassSampler):
             return 0
@@ -240,7 +239,7 @@ class ReplayShard:
         self.sampler.check()
         self.rule.check(self.sampler.rows())
 
-    # -------------------------------------------------------------------------------------- beside the five calls
+    # --- beside the five calls
 
     @property
     def items(self) -> int:
@@ -301,18 +300,14 @@ class ReplayShard:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned; columns and items must be what they were then (see
-        `restore.py`).
-        """
+        """Take over what `state` returned; columns and items must be what they were (see `restore.py`)."""
         self.store.restore(state["store"])
         self._counters = _Counters(**state["counters"])
         self._max_priority = float(state["max_priority"])
         self._rng.bit_generator.state = state["rng"]
 
     def adopt_items(self, rows: Int64Array, columns: Mapping[str, Array]) -> None:
-        """Make items of those of `rows` [R] that were items where `columns` come from and still have all
-        they read.
-        """
+        """Make items of those of `rows` [R] that `columns` say were items and that have all they read."""
         serving = np.isin(rows, self.rule.still_serving(rows))
         self.sampler.adopt(rows[serving], {name: column[serving] for name, column in columns.items()})
         self._counters.version += 1
@@ -373,18 +368,17 @@ def _check_spec(spec: SampleSpec, settings: ReplaySettings) -> None:
     if spec.burn_in_steps >= spec.window_steps and spec.view == "windows":
         raise RecipeError(
             f"burn_in_steps={spec.burn_in_steps} leaves nothing of window_steps={spec.window_steps} to learn "
-            "from: every "
-            "loss would be empty. Lower burn_in_steps or raise window_steps."
+            "from: every loss would be empty. Lower burn_in_steps or raise window_steps."
         )
     if spec.returns and spec.view != "windows":
         raise RecipeError(
-            "returns=True with view='transitions': transitions carry no returns-to-go. Use view='windows' or "
-            "returns=False."
+            "returns=True with view='transitions': transitions carry no returns-to-go. Use view='windows' "
+            "or returns=False."
         )
     horizon = spec.n_step if spec.view == "transitions" else spec.window_steps
     if settings.shard_capacity_steps <= horizon:
         raise RecipeError(
             f"capacity_steps={settings.capacity_steps} over {settings.shards} shards is not more than the "
-            f"{horizon} steps "
-            "of one item: none would ever be whole. Raise capacity_steps or use fewer shards."
+            f"{horizon} steps of one item: none would ever be whole. Raise capacity_steps or use fewer "
+            "shards."
         )

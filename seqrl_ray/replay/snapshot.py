@@ -82,9 +82,7 @@ class Snapshot:
             raise _unwritable(folder, error) from error
 
     def preserve(self, rows: Int64Array) -> None:
-        """Copy aside those of `rows` that are frozen and not yet written; call before they are
-        overwritten.
-        """
+        """Copy aside those of `rows` that are frozen and unwritten; call before they are overwritten."""
         if self.done:
             return
         rows = rows[self._pending[rows]]
@@ -213,9 +211,7 @@ class _HashingSink:
 
 
 def to_arrow(column: Array) -> pa.Array:
-    """A column [R, ...] as an Arrow array: plain for scalars, fixed-size lists of its flattened rows
-    otherwise.
-    """
+    """A column [R, ...] as an Arrow array: plain for scalars, else fixed-size lists of flat rows."""
     values = pa.array(np.ascontiguousarray(column).reshape(-1))
     if column.ndim == 1:
         return values

@@ -123,8 +123,8 @@ class Store:
         if count > self.capacity:
             raise ReplayError(
                 f"capacity_steps={self.capacity} of this shard is less than the {count} rows of one "
-                "fragment: "
-                "it would overwrite itself. Raise capacity_steps, use fewer shards or send shorter fragments."
+                "fragment: it would overwrite itself. Raise capacity_steps, use fewer shards or send "
+                "shorter fragments."
             )
         self._close(admission.cut[~admission.cut_grows])
         rows, evicted = self._allocator.allocate(count)

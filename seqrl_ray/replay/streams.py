@@ -2,8 +2,9 @@
 
 A stream is (writer, incarnation, slot, episode). Per slot only its newest stream can be open. The rules:
 rows at offsets already held are duplicates and dropped; a piece that starts past the next offset expected
-opens a new *segment* (the rows before the gap are cut: nothing joins the two); an older episode or an older
-incarnation is refused; a newer episode, a newer incarnation or a writer's death cuts what was open.
+opens a new *segment* (the rows before the gap are cut: nothing joins the two); rows of an older episode are
+dropped, those of an older incarnation refused; a newer episode, a newer incarnation or a writer's death cuts
+what was open.
 
 Dims: S slots of a writer, P pieces of a fragment.
 """
@@ -35,9 +36,7 @@ class _Writer:
 
 @dataclass(frozen=True)
 class Admission:
-    """What to keep of a fragment's pieces. Pieces that are dropped whole are left out: Q <= P pieces, in
-    order.
-    """
+    """What to keep of a fragment: Q <= P pieces, in order; those dropped whole are left out."""
 
     piece: Int64Array  # [Q] which piece
     skip: Int64Array  # [Q] rows to drop at its front
@@ -225,8 +224,8 @@ class _Walk:
             bad = int(np.flatnonzero(same & new & (current[_ENDED] == 1))[0])
             raise ReplayError(
                 f"writer={t.writer!r} slot={slot[bad]} episode={episode[bad]} offset={offset[bad]}: rows "
-                "follow the final "
-                "row: the stream has no end. Give a new life of a slot a new episode number."
+                "follow the final row: the stream has no end. Give a new life of a slot a new episode "
+                "number."
             )
         joins = new & same & (offset <= current[_NEXT])
         opens = new & ~joins

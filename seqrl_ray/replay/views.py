@@ -126,9 +126,7 @@ def windows(
 
 @functools.cache
 def _step_factor(gamma: float) -> Float32Array:
-    """Discount of one step by its flags: gamma, 0 at a termination, 1 on a final row (where the walk
-    stays).
-    """
+    """Discount of a step by its flags: gamma, 0 at a termination, 1 on a final row (the walk stays there)."""
     factor = np.full(FINAL + 1, gamma, np.float32)
     factor[[TERMINATED, TERMINATED | TRUNCATED]] = 0.0
     factor[FINAL] = 1.0
@@ -142,9 +140,7 @@ def _rows_of(column: Array, rows: Int64Array, lead: tuple[int, ...]) -> Array:
 
 
 def _observations(store: Store, rows: Int64Array, lead: tuple[int, ...]) -> Array:
-    """Observations as the policy sees them: [*lead, *obs], or [*lead, F, *obs] with stacked frames, oldest
-    first.
-    """
+    """Observations as the policy sees them: [*lead, *obs], or [*lead, F, *obs], oldest frame first."""
     obs, stack = store.columns["obs"], store.group.frame_stack
     if stack == 1:
         return _rows_of(obs, rows, lead)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 GROUP_EPISODES = 10
 """Training episodes behind one point of the curve, at least."""
-MAX_POINTS = 80
+MIN_POINTS, MAX_POINTS = 3, 80
 HEIGHT_IN = 3.8
 
 
@@ -73,10 +73,15 @@ def learning_curve(run: RunFolder) -> Drawing | None:
         alt = f"{metric.label} over {number(end)} environment steps, {steps.size} training episodes."
         if final is not None:
             alt += f" Final policy {with_unit(final, metric)}."
+        grouped = ""
+        if _groups(steps) >= MIN_POINTS:
+            grouped = (
+                f"The curve joins medians of at least {GROUP_EPISODES} consecutive episodes; "
+                "the band holds their middle half. "
+            )
         caption = (
             "Training episodes explore, so their curve may lie off the evaluations, which are greedy on "
-            f"held-out seeds. The curve joins medians of at least {GROUP_EPISODES} consecutive episodes; the "
-            "band holds their middle half. Dashed: baselines (means of the final evaluation)."
+            f"held-out seeds. {grouped}Dashed: baselines (means of the final evaluation)."
         )
         return Drawing(svg(figure, "learning", alt), alt, caption)
 
@@ -160,10 +165,15 @@ def _means(run: RunFolder) -> list[tuple[float, float]]:
     return [(at, float(np.mean(scores))) for at, scores in _scores(run)]
 
 
+def _groups(steps: FloatArray) -> int:
+    """Points of the curve."""
+    return min(MAX_POINTS, steps.size // GROUP_EPISODES)
+
+
 def _curve(axes: Axes, steps: FloatArray, values: FloatArray) -> list[float]:
     """Draw the training episodes; returns what the axis must hold."""
-    groups = min(MAX_POINTS, steps.size // GROUP_EPISODES)
-    if groups < 3:  # too few to summarise: show each
+    groups = _groups(steps)
+    if groups < MIN_POINTS:  # too few to summarise: show each
         axes.plot(steps, values, "-", color=colour(POLICY), linewidth=0.8, alpha=0.5)
         axes.plot(steps, values, "o", color=colour(POLICY), markersize=3, label="training episode")
         return [float(values.min()), float(values.max())]

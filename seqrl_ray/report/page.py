@@ -131,8 +131,8 @@ def _controllers(run: RunFolder) -> str:
         f'<div class="scroll"><table><caption>{escape(metric.title)}, {order}</caption>'
         f"<thead>{_head(['controller', *shown])}</thead><tbody>{body}</tbody></table></div>"
         '<p class="note">Mean, median and 95th percentile are over seeds. \u201cPolicy is\u201d better '
-        "or worse only where the 95 % interval of the difference on the same seeds excludes 0; intervals are "
-        "not adjusted for the number of comparisons.</p>"
+        "or worse only where the 95 % interval of the difference on the same seeds excludes 0, else unclear; "
+        "intervals are not adjusted for the number of comparisons.</p>"
     )
     heads, others = other_metrics(run)
     if others:

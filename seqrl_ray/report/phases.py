@@ -1,6 +1,6 @@
 """The phase diagram of one traffic episode: which green each signal showed when.
 
-Dims: T samples in time, N signals, C changes of what a signal shows.
+Dims: T samples in time, C changes of what a signal shows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXCERPT_S = 600.0
 MAX_PIXELS = 3600
-CHANGES = {"phase_states", "change_time_s", "change_signal", "change_state"}
+NEEDS = ("time_s", "signal_names", "phase_states", "change_time_s", "change_signal", "change_state")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def phases(run: RunFolder, *, excerpt: bool) -> Drawing | None:
     """Which green each signal showed when: policy above the fixed plan (else the best rule).
 
     Args:
-        run: a run with `phase` in its details.
+        run: a run whose details record every change of a signal.
         excerpt: the ten minutes with the longest queues, each green a bar; else the whole episode.
     """
-    names = compared(run, ("time_s", "signal_names", "phase"))[:2]
+    names = compared(run, NEEDS)[:2]
     if not names:
         return None
     signals = [str(s) for s in run.details[names[0]]["signal_names"]]
@@ -91,18 +91,13 @@ def phases(run: RunFolder, *, excerpt: bool) -> Drawing | None:
 
 
 def tracks(details: Mapping[str, Array]) -> list[Track]:
-    """What each signal showed: from the recorded changes if there, else from the phases at decisions."""
-    found: list[Track] = []
-    if details.keys() >= CHANGES:
-        for place, states in enumerate(details["phase_states"]):
-            greens = {str(state): index for index, state in reversed(list(enumerate(states))) if state}
-            own = details["change_signal"] == place
-            shown = [greens.get(str(state), -1) for state in details["change_state"][own]]
-            found.append(Track(details["change_time_s"][own].astype(np.float64), np.array(shown, np.int64)))
-        return found
-    for column in details["phase"].T:
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(column)) + 1])
-        found.append(Track(details["time_s"][starts].astype(np.float64), column[starts]))
+    """What each signal showed; a state that is none of its greens is a transition."""
+    found = []
+    for place, states in enumerate(details["phase_states"]):
+        greens = {str(state): index for index, state in reversed(list(enumerate(states))) if state}
+        own = details["change_signal"] == place
+        shown = [greens.get(str(state), -1) for state in details["change_state"][own]]
+        found.append(Track(details["change_time_s"][own].astype(np.float64), np.array(shown, np.int64)))
     return found
 
 

@@ -33,7 +33,6 @@ DETAIL_COLUMNS = {
     "time_s": 1,
     "queue": 2,
     "delay_rate": 2,
-    "phase": 2,
     "trip_delay_s": 1,
     "change_time_s": 1,
     "change_signal": 1,
@@ -81,9 +80,9 @@ class RunFolder:
     """Controller -> seed -> metrics of that episode."""
     details: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     """Controller -> the arrays of one episode: signal_names [N], time_s [T], queue [T, N] vehicles,
-    delay_rate [T, N] vehicles lost per second, phase [T, N] (index of the green, -1 in a transition),
-    trip_delay_s [V]; and, finer than the samples, change_time_s, change_signal (index) and change_state [C], with
-    the greens of each signal in phase_states [N, P], padded with ""."""
+    delay_rate [T, N] vehicles lost per second, trip_delay_s [V], every change of what a signal shows as
+    change_time_s, change_signal (index) and change_state [C], and the greens of each signal in
+    phase_states [N, P], padded with ""."""
     notes: tuple[str, ...] = ()
     """What a reader must know about the files themselves."""
 

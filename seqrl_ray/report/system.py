@@ -59,7 +59,7 @@ def rates(run: RunFolder) -> Drawing | None:
                 if values.size:
                     texts.append(f"{key} {number(float(np.median(values)))}")
             panel.set_title(title)
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.08 * panel.get_ylim()[1])
             if len(keys) > 1:
                 panel.legend(loc="best", fontsize=7.5)
             _mark_failures(panel, run, scale)

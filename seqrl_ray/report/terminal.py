@@ -13,7 +13,6 @@ from seqrl_ray.report.tables import FAILURE_HEADS, controller_rows, failure_rows
 from seqrl_ray.report.wording import comparisons, facts, headline, judged, warnings
 
 _PAINT = {"better": "green", "worse": "red"}
-_SHORT = {"no difference shown": "unclear", "no interval": "unclear", "not compared": ""}
 _FACTS = (
     "environment steps",
     "updates",
@@ -42,15 +41,11 @@ def outcome(run: RunFolder) -> RenderableType:
 
 def _controllers(run: RunFolder) -> RenderableType:
     table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=judged(run).title,
-        title_justify="left",
+        box=None, padding=(0, 1, 0, 0), header_style="dim", title=judged(run).title, title_justify="left"
     )
     table.add_column("controller", no_wrap=True)
     rows = controller_rows(run)
-    flags = {  # head -> field; a column of unknowns is left out
+    fields = {  # head -> field; a column that says nothing is left out
         "mean": "mean",
         "median": "median",
         "p95": "p95",
@@ -60,16 +55,13 @@ def _controllers(run: RunFolder) -> RenderableType:
         "policy -\nthis, 95 %": "difference_ci95",
         "policy\nis": "verdict",
     }
-    shown = {
-        head: f for head, f in flags.items() if any(getattr(row, f) not in ("", "\u2013") for row in rows)
-    }
+    told = ("", "0", "\u2013")  # the headline says how many gridlocks and violations the policy has
+    shown = {head: f for head, f in fields.items() if any(getattr(row, f) not in told for row in rows)}
     for head in shown:
         table.add_column(head, justify="left" if head == "policy\nis" else "right", no_wrap=True)
     for row in rows:
-        cells = [
-            Text(_SHORT.get(text := getattr(row, f), text), style=_PAINT.get(text, ""))
-            for f in shown.values()
-        ]
+        texts = [getattr(row, f) for f in shown.values()]
+        cells = [Text(text, style=_PAINT.get(text, "")) for text in texts]
         table.add_row(Text(row.name), *cells, style="bold" if row.name == POLICY else "")
     return Padding(table, (1, 0, 0, 0))
 

@@ -136,14 +136,14 @@ def per_minute(time_s: FloatArray, values: Array, start_s: float) -> tuple[Float
     """Means over each minute.
 
     Args:
-        time_s: [T] rising, in seconds.
+        time_s: [T] rising, in seconds; a sample stands for the time before it.
         values: [T, N].
         start_s: when the episode began.
 
     Returns:
         Middle of each minute that has samples, in minutes since the start, [M]; the means, [M, N].
     """
-    minute = ((time_s - start_s) // 60).astype(np.int64)  # [T]
+    minute = np.maximum(np.ceil((time_s - start_s) / 60).astype(np.int64) - 1, 0)  # [T]
     present, inverse = np.unique(minute, return_inverse=True)
     sums = np.zeros((present.size, values.shape[1]))  # [M, N]
     np.add.at(sums, inverse, values)
@@ -151,16 +151,9 @@ def per_minute(time_s: FloatArray, values: Array, start_s: float) -> tuple[Float
 
 
 def extent(details: Mapping[str, Array]) -> tuple[float, float]:
-    """When the episode began and ended.
-
-    Where changes are recorded, samples stand at the end of their decision; else at its beginning.
-    """
-    time_s = details["time_s"]
-    if details.get("change_time_s", np.empty(0)).size:
-        return float(details["change_time_s"][0]), float(time_s[-1])
-    return float(time_s[0]), float(
-        time_s[-1] + np.median(np.diff(time_s)) if time_s.size > 1 else time_s[-1] + 1
-    )
+    """When the episode began (with the first state shown, where that is recorded) and ended."""
+    first = details.get("change_time_s", details["time_s"])
+    return float(first[0]), float(details["time_s"][-1])
 
 
 def _order(name: str) -> float:

@@ -14,6 +14,7 @@ from seqrl_ray.report.run_folder import POLICY, Difference, RunFolder, Stat, num
 
 MINUS, NARROW = "\u2212", "\u202f"
 """A real minus sign; a thin space that does not break."""
+UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ METRICS: Mapping[str, Metric] = {
     "gridlocked": Metric("gridlocked share", "", -1),
     "safety_violations": Metric("safety violations", "", -1),
 }
-_UNITS = {"s": "s", "steps": "steps", "vehicles": "vehicles", "frames": "frames", "m": "m", "g": "g"}
+UNITS = ("s", "steps", "vehicles", "frames", "m", "kg")
+"""Units that an unknown metric's name may end in."""
 
 
 def metric_of(name: str) -> Metric:
@@ -52,7 +54,8 @@ def metric_of(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     stem, _, unit = name.rpartition("_")
-    return Metric(stem.replace("_", " "), _UNITS[unit], 0) if stem and unit in _UNITS else Metric(name, "", 0)
+    label, unit = (stem, unit) if stem and unit in UNITS else (name, "")
+    return Metric(label.replace("_", " "), unit, 0)
 
 
 def judged(run: RunFolder) -> Metric:
@@ -106,18 +109,12 @@ def duration(seconds: float | None) -> str:
 
 
 def verdict(difference: Difference | None, metric: Metric) -> str:
-    """One word or two on policy minus controller: only an interval that excludes 0 is called a difference."""
+    """One word on policy minus controller: only an interval that excludes 0 is called a difference."""
     if difference is None:
-        return "not compared"
-    if difference.ci95 is None:
-        return "no interval"
-    low, high = difference.ci95
-    if low <= 0.0 <= high:
-        return "no difference shown"
-    side = 1 if low > 0 else -1
-    if metric.better == 0:
-        return "higher" if side > 0 else "lower"
-    return "better" if side == metric.better else "worse"
+        return ""
+    if difference.ci95 is None or difference.ci95[0] <= 0.0 <= difference.ci95[1]:
+        return UNCLEAR
+    return "better" if (difference.mean > 0) == (metric.better > 0) else "worse"
 
 
 def best_rule(run: RunFolder) -> str | None:
@@ -176,11 +173,7 @@ def comparisons(run: RunFolder) -> list[str]:
                 f"Against {name}, on {difference.n} common seed: {value}; one pair allows no claim."
             )
             continue
-        claim = (
-            f"{word}."
-            if word != "no difference shown"
-            else "the interval includes 0, no difference is shown."
-        )
+        claim = "the interval includes 0, no difference is shown." if word == UNCLEAR else f"{word}."
         interval = span(difference.ci95, sign=True)
         seeds = f"paired on {difference.n} seeds"
         sentences.append(f"Against {name}, {seeds}: {value} (95{NARROW}% interval {interval}): {claim}")
@@ -250,14 +243,19 @@ def _known(table: Mapping[str, Any], name: str, text: Any) -> str | None:
     return None if value is None else str(text(value))
 
 
+def _times(value: float) -> str:
+    """A ratio to a hundredth: 0.38, 1.03."""
+    return number(value, 3 if value >= 1 else 2)
+
+
 def _ratios(run: RunFolder) -> str:
     """' = 0.38 x fixed, ...', as far as known; only where lower is better, since 0 is the ideal there."""
     if not run.lower_is_better:
         return f" (random {number(random)})" if (random := run.mean("random")) is not None else ""
     best, fixed = best_rule(run), ratio(run, POLICY, "fixed")
-    texts = [f"{number(fixed, 2)} \u00d7 fixed"] if fixed is not None else []
+    texts = [f"{_times(fixed)} \u00d7 fixed"] if fixed is not None else []
     if best is not None and best != "fixed" and (value := ratio(run, POLICY, best)) is not None:
-        texts.append(f"{number(value, 2)} \u00d7 the best rule ({best})")
+        texts.append(f"{_times(value)} \u00d7 the best rule ({best})")
     elif best == "fixed" and texts and len(run.baselines) > 1:
         texts[0] += " (the best rule)"
     return " = " + ", ".join(texts) if texts else " (no baseline to compare with)"

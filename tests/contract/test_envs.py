@@ -28,7 +28,8 @@ def test_the_contract_holds(name, evaluation):
     if env.kind == "atari":  # short games, so that some end within few steps
         env, steps = env.model_copy(update={"max_episode_frames": 60}), 32
     found = check_env(
-        lambda seeds: make_env(env, recipe.policies, num_envs=2, seeds=seeds, evaluation=evaluation), steps=steps
+        lambda seeds: make_env(env, recipe.policies, num_envs=2, seeds=seeds, evaluation=evaluation),
+        steps=steps,
     )
     assert [f for f in found if f.level == "error"] == []
 

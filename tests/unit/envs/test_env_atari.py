@@ -101,7 +101,7 @@ def test_rewards_are_clipped_for_learning_and_scores_are_raw():
 def test_the_same_seeds_play_the_same_games_with_sticky_actions():
     one, two, other = (
         np.array(
-            [now.groups["p"].obs for now in play(make(seeds=EpisodeSeeds(s), max_episode_frames=100), 60)]
+            [now.groups["p"].obs for now in play(make(seeds=EpisodeSeeds(s), max_episode_frames=60), 30)]
         )
         for s in (1, 1, 2)
     )

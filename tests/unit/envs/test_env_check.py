@@ -99,6 +99,7 @@ BROKEN_STEPS = {
         lambda s: {"is_first": np.zeros(2, bool)},
         "`is_first` is False: two streams would be one",
     ),
+    "no id": (lambda s: {"episode_id": s.episode_id - 1}, "an active slot has no `episode_id`"),
     "frozen id": (lambda s: {"episode_id": np.zeros(2, np.int64)}, "a new stream did not raise `episode_id`"),
     "drifting id": (
         lambda s: {"episode_id": s.episode_id + int(s.obs[0, 1])},

@@ -161,9 +161,8 @@ class Oracle:
             self.forget(writer)
         self.incarnation[writer] = incarnation
         new, cut = [], []
-        for s, e, o, n in zip(
-            *(x.tolist() for x in (fragment.slot, fragment.episode, fragment.offset, fragment.length))
-        ):
+        table = np.stack([fragment.slot, fragment.episode, fragment.offset, fragment.length], axis=1)
+        for s, e, o, n in table.tolist():
             for t in range(o, o + n):
                 now = self.expected.get((writer, s))
                 if now is not None and (e < now[0] or (e == now[0] and t < now[1])):

@@ -27,7 +27,7 @@ def keys_of(batch):
     return [name_of(obs) for obs in batch.obs_tm1.reshape(-1, 4)]
 
 
-# ------------------------------------------------------------------------------------------------------ sum tree
+# --- sum tree
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 1_000, 150_000])
@@ -93,7 +93,7 @@ def test_uniform_list_holds_what_a_set_holds(steps):
         assert sampler.count == len(slow)
 
 
-# --------------------------------------------------------------------------------------------------- one shard
+# --- one shard
 
 
 def filled(sampler, *, episodes=5, **kwargs):
@@ -217,7 +217,7 @@ def test_draws_are_a_function_of_the_seed():
     assert rows[0] == rows[1] != rows[2]
 
 
-# ------------------------------------------------------------------------------------------------- many shards
+# --- many shards
 
 
 def spread(count, sampler="prioritised"):
@@ -337,7 +337,7 @@ def test_weights_are_at_most_one_and_one_at_beta_zero():
     np.testing.assert_array_equal(global_weights(chance, 1_000, 0.0), np.ones((3, 9), np.float32))
 
 
-# ----------------------------------------------------------------------------------------------------- settings
+# --- settings
 
 
 @pytest.mark.parametrize(

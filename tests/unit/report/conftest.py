@@ -100,23 +100,30 @@ def report_rows(end_steps, wall_s, policies=("shared",)):
 
 
 def traffic_details(rng, signals, level, plan_s):
-    time_s = 25200.0 + np.arange(0, 3600, 5.0)
+    time_s = 25200.0 + np.arange(5.0, 3601, 5.0)
     load = np.exp(-(((time_s - 27000) / 900) ** 2))
     size = np.linspace(1.5, 0.3, signals)
     queue = level / 6 * size * load[:, None] * (1 + 0.4 * rng.standard_normal((720, signals)))
-    phase = np.zeros((720, signals), np.int64)
+    states, changes = [], []
     for n in range(signals):
-        greens, at, green = 2 + n % 3, 0, 0
-        while at < 720:
-            length = plan_s // 5 if plan_s else int(rng.integers(2, 9))
-            phase[at : at + length, n], at = green, at + length
-            phase[at : at + 1, n], at = -1, at + 1
-            green = (green + 1) % greens if plan_s else int((green + rng.integers(1, greens)) % greens)
+        greens = 2 + n % 3
+        states.append(["".join("G" if i == green else "r" for i in range(greens)) for green in range(greens)])
+        at, green = 0.0, 0
+        while at < 3600:
+            length = plan_s or int(rng.integers(10, 45))
+            changes.append((25200 + at, n, states[n][green]))
+            changes.append((25200 + at + length - 3, n, states[n][green].replace("G", "y")))
+            green = (green + (1 if plan_s else int(rng.integers(1, greens)))) % greens
+            at += length
+    changes = sorted(changes)
     return {
         "time_s": time_s,
         "queue": np.maximum(queue, 0),
         "delay_rate": np.maximum(1.3 * queue + 0.1, 0),
-        "phase": phase,
+        "phase_states": np.array(json.dumps(states)),
+        "change_time_s": np.array([change[0] for change in changes]),
+        "change_signal": np.array([change[1] for change in changes]),
+        "change_state": np.array([change[2] for change in changes]),
         "signal_names": np.array([NAMES[i] if i < len(NAMES) else f"gneJ{i}" for i in range(signals)]),
         "trip_delay_s": rng.lognormal(math.log(level * 0.6), 1.0, 1500),
     }

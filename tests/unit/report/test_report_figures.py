@@ -90,15 +90,15 @@ def test_a_figure_is_a_function_of_the_run(run):
 
 
 def test_per_minute_by_hand():
-    time_s, values = np.array([100.0, 130.0, 160.0, 280.0]), np.array([[1.0], [3.0], [7.0], [5.0]])
+    time_s, values = np.array([110.0, 160.0, 170.0, 300.0]), np.array([[1.0], [3.0], [7.0], [5.0]])
     minute, means = per_minute(time_s, values, 100.0)
     assert list(minute) == [0.5, 1.5, 3.5]  # no samples in the third minute: no point
-    assert means.ravel().tolist() == [2.0, 7.0, 5.0]
+    assert means.ravel().tolist() == [2.0, 7.0, 5.0]  # 160 ends the first minute
 
 
 def test_the_episode_begins_with_its_first_change():
     sampled = {"time_s": np.array([10.0, 20.0, 30.0])}
-    assert extent(sampled) == (10.0, 40.0)
+    assert extent(sampled) == (10.0, 30.0)
     assert extent({**sampled, "change_time_s": np.array([0.0, 12.0])}) == (0.0, 30.0)
 
 
@@ -111,17 +111,16 @@ def test_track_spans_and_switches_by_hand():
     assert track.greens_started(0.0, 10.0) == 0
 
 
-def test_tracks_from_samples_and_from_changes_agree():
-    sampled = {"time_s": np.arange(0.0, 50, 10), "phase": np.array([[0], [0], [1], [-1], [1]])}
-    changes = {
-        "phase_states": np.array([["Gr", "rG", ""]]),
-        "change_time_s": np.array([0.0, 20.0, 30.0, 40.0]),
-        "change_signal": np.zeros(4, np.int64),
-        "change_state": np.array(["Gr", "rG", "ry", "rG"]),
+def test_tracks_name_greens_by_their_place_and_all_else_transition():
+    details = {
+        "phase_states": np.array([["Gr", "rG", "Gr"], ["G", "", ""]]),  # one stands twice: its first place
+        "change_time_s": np.array([0.0, 5.0, 20.0, 30.0, 40.0]),
+        "change_signal": np.array([0, 1, 0, 0, 0]),
+        "change_state": np.array(["Gr", "G", "rG", "ry", "rG"]),
     }
-    for details in (sampled, changes, {**sampled, **changes}):
-        (track,) = tracks(details)
-        assert track.spans(0.0, 50.0) == [(0.0, 20.0, 0), (20.0, 10.0, 1), (30.0, 10.0, -1), (40.0, 10.0, 1)]
+    first, second = tracks(details)
+    assert first.spans(0.0, 50.0) == [(0.0, 20.0, 0), (20.0, 10.0, 1), (30.0, 10.0, -1), (40.0, 10.0, 1)]
+    assert second.spans(0.0, 50.0) == [(5.0, 45.0, 0)]
 
 
 def test_learning_curve_shows_curve_evaluations_baselines_and_final_policy(run):

@@ -23,7 +23,7 @@ def test_reads_every_part(traffic_run):
     assert run.stats["policy"]["delay_s"].n == 10
     assert run.paired["fixed"]["delay_s"].mean < 0
     assert sorted(run.by_seed["policy"]) == list(range(1_000_000, 1_000_010))
-    assert run.details["fixed"]["phase"].shape == (720, 8)
+    assert run.details["fixed"]["queue"].shape == (720, 8)
     assert run.notes == ()
 
 
@@ -93,8 +93,8 @@ def test_damaged_files_are_refused_by_name(copy, file, content, message):
 
 def test_details_of_a_wrong_shape_or_with_objects_are_refused(copy):
     file = copy / "evaluation" / "fixed-details.npz"
-    np.savez(file, phase=np.zeros(5))
-    with pytest.raises(RunFolderError, match=r"phase has shape \(5,\), not 2 dimensions"):
+    np.savez(file, queue=np.zeros(5))
+    with pytest.raises(RunFolderError, match=r"queue has shape \(5,\), not 2 dimensions"):
         read_run(copy)
     np.savez(file, signal_names=np.array(["a", None], object))
     with pytest.raises(RunFolderError, match=r"unreadable .*Object arrays cannot be loaded"):
