@@ -1,11 +1,11 @@
 """Speed of the traffic environment against sumo-rl and against bare SUMO, under one and the same traffic.
 
-Question: how fast is one episode of `TrafficEnv` beside (a) sumo-rl on libsumo in its default setting (waiting reward, information on),
-(b) SUMO alone, stepped under the same signal changes, and (c) sumo-rl on TraCI, its own default?
-Method: one random-legal action sequence per map is replayed by every contestant with the same seed, at sumo-rl's timing (5 s decisions, 2 s
-yellow, 5 s minimum green); (ours) computes sumo-rl's observation and waiting reward. Every run is a fresh process; contestants alternate,
-figures are medians of CPU seconds (process and children) of an episode, start included, imports not. All contestants must end
-with the same number of vehicles in the net.
+Question: how fast is one episode of `TrafficEnv` beside (a) sumo-rl on libsumo in its default setting (waiting
+reward, information on), (b) SUMO alone, stepped under the same signal changes, (c) sumo-rl on TraCI, its default?
+Method: one max-pressure action sequence per map is replayed by every contestant with the same seed, at sumo-rl's
+timing (5 s decisions, 2 s yellow, 5 s minimum green); ours computes sumo-rl's observation and waiting reward.
+Every run is a fresh process; contestants alternate; figures are medians of an episode's CPU seconds (process and
+children), start included, imports not. All must end with the same number of vehicles in the net.
 
 Run: python benchmarks/traffic_env.py [--maps cologne3,cologne8,grid4x4] [--repeats 5] [--traci] [--json FILE]
 """
@@ -31,13 +31,15 @@ from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import MAPS, TrafficSettings
 
 SEED = 42
-CONTESTANTS = ("ours", "ours_recipe", "sumo_rl", "bare")
+CONTESTANTS = ("ours", "ours_lean", "ours_recipe", "sumo_rl", "bare")
+"""ours: with trip scores and audit; ours_lean: no trip scores; ours_recipe: our own observation and reward."""
 
 
-def settings_of(name: str, *, own_observation: bool = False) -> TrafficSettings:
-    """Return sumo-rl's timing, observation and reward on a packaged map, or our own observation and reward."""
+def settings_of(name: str, kind: str = "ours") -> TrafficSettings:
+    """Return sumo-rl's timing on a packaged map, with its observation and reward unless `kind` is ours_recipe."""
     table: dict[str, Any] = {"map": name, "decision_s": 5, "yellow_s": 2, "min_green_s": 5}
-    if not own_observation:
+    table["training_trip_metrics"] = kind != "ours_lean"
+    if kind != "ours_recipe":
         table |= {"observation": ("sumo_rl",), "reward": "waiting", "reward_scale": 1.0, "reward_clip": None}
     return TrafficSettings.model_validate(table)
 
@@ -56,9 +58,9 @@ def record_actions(name: str, file: Path) -> None:
     np.save(file, np.array(rows))
 
 
-def run_ours(name: str, actions: np.ndarray, *, own_observation: bool) -> tuple[float, int]:
+def run_ours(name: str, actions: np.ndarray, kind: str) -> tuple[float, int]:
     """CPU seconds of an episode, and vehicles in the net before its last decision."""
-    settings = settings_of(name, own_observation=own_observation)
+    settings = settings_of(name, kind)
     env = TrafficEnv(settings, {"all": PolicySettings()}, seeds=lambda *_: SEED)
     begin = cpu_s()
     env.reset()
@@ -109,7 +111,7 @@ def run_bare(name: str, actions: np.ndarray) -> tuple[float, int]:
     for t, row in enumerate(actions[:-1]):
         plan.append(layer.decide(row))
         layer.advance(settings.begin_s + (t + 1) * settings.decision_s)
-    simulation = Simulation(net, route, [], emissions=False)
+    simulation = Simulation(net, route, [], emissions=False, trips=False)
     begin = cpu_s()
     simulation.start(seed=SEED, begin_s=settings.begin_s, teleport_s=-1, ignore_blocker_s=-1, scale=1.0)
     simulation.show(first)
@@ -138,7 +140,7 @@ def contestant(kind: str, name: str, file: str) -> None:
     if kind == "bare":
         taken, vehicles = run_bare(name, actions)
     elif kind.startswith("ours"):
-        taken, vehicles = run_ours(name, actions, own_observation=kind == "ours_recipe")
+        taken, vehicles = run_ours(name, actions, kind)
     else:
         taken, vehicles = run_sumo_rl(name, actions)
     wall = time.perf_counter() - begin
@@ -171,19 +173,27 @@ def compare(name: str, repeats: int, traci: bool) -> dict[str, Any]:
                 runs[kind].append(measure(kind, name, file))
     vehicles = {int(run["vehicles"]) for kind in kinds for run in runs[kind]}
     if len(vehicles) != 1:
-        raise RuntimeError(f"{name}: the contestants simulated different traffic ({sorted(vehicles)} vehicles at the end)")
+        raise RuntimeError(f"{name}: different traffic was simulated ({sorted(vehicles)} vehicles at the end)")
     cpu = {kind: statistics.median(run["cpu_s"] for run in runs[kind]) for kind in kinds}
-    ratios = {f"sumo_rl/{kind}": cpu["sumo_rl"] / cpu[kind] for kind in ("ours", "ours_recipe", "bare")}
+    ratios = {f"sumo_rl/{kind}": cpu["sumo_rl"] / cpu[kind] for kind in ("ours", "ours_lean", "ours_recipe", "bare")}
     ratios["bare/ours"] = cpu["bare"] / cpu["ours"]
     if traci:
         ratios["sumo_rl_traci/ours"] = cpu["sumo_rl_traci"] / cpu["ours"]
     steps = (MAPS[name].end_s - MAPS[name].begin_s) // 5 - 1
-    return {"map": name, "cpu_s": cpu, "ratios": ratios, "env_steps_per_cpu_s": steps / cpu["ours"], "repeats": repeats}
+    return {
+        "map": name,
+        "cpu_s": cpu,
+        "ratios": ratios,
+        "env_steps_per_cpu_s": steps / cpu["ours"],
+        "repeats": repeats,
+    }
 
 
 def main() -> None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--maps", default="cologne3,cologne8,grid4x4")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--traci", action="store_true", help="also sumo-rl on TraCI (slow)")

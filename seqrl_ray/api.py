@@ -63,7 +63,11 @@ def train(
     _one_of(local, address)
     resolved = read_recipe(recipe, overrides)
     _check(resolved)
-    folder = Path(run_dir) if run_dir is not None else Path(run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
+    folder = (
+        Path(run_dir)
+        if run_dir is not None
+        else Path(run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
+    )
     return _run(resolved, folder, checkpoint=None, local=local, address=address, quiet=quiet)
 
 
@@ -119,7 +123,9 @@ def evaluate(
     jobs = final_jobs(recipe, episodes=count, seed=seed, chunk=chunk_size(recipe, count, workers))
     steps, weights = checkpoint_weights(folder, recipe)
     ends = play_jobs(recipe, jobs, weights, workers=workers)
-    rows = {name: [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in part] for name, part in ends.items()}
+    rows = {
+        name: [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in part] for name, part in ends.items()
+    }
     return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
 
 
@@ -205,5 +211,7 @@ def _session(
     from seqrl_ray.runtime.launch import connected, open_session
 
     stack.enter_context(connected(address))
-    opened = partial(open_session, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s)
+    opened = partial(
+        open_session, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s
+    )
     return opened(resume=checkpoint.absolute() if checkpoint else None)

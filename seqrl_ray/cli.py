@@ -1,7 +1,8 @@
 """The command line: `seqrl train | evaluate | report | check | doctor`.
 
-Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130 interrupted with a
-checkpoint written. Every command imports what it needs when it runs, so `seqrl --help` answers at once.
+Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
+interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
+answers at once.
 """
 
 from __future__ import annotations
@@ -48,19 +49,31 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Options of every command."""
 
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="a .toml file or a shipped recipe, e.g. traffic/cologne8")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stop.env_steps=20000")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="folder of the new run; default runs/<name>-<time>")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this run from its newest checkpoint")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="a .toml file or a shipped recipe, e.g. traffic/cologne8")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stop.env_steps=20000")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="folder of the new run; default runs/<name>-<time>")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with this run from its newest checkpoint")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="everything in this process, without Ray")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a Ray of our own here")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; default: a Ray of our own here")
+    ] = None,
 ) -> None:
     """Train a recipe, judge the result against the built-in controllers, and write a report."""
     from seqrl_ray import api
@@ -69,13 +82,19 @@ def train(
         given = ([recipe] if recipe else []) + (overrides or [])
         wrong = [g for g in given if "=" not in g]
         if wrong:
-            raise RecipeError(f"--resume={resume} with the recipe {wrong[0]!r}: a run keeps its own recipe. Leave {wrong[0]!r} out.")
+            raise RecipeError(
+                f"--resume={resume} with the recipe {wrong[0]!r}: a run keeps its own recipe. Leave {wrong[0]!r} out."
+            )
         if run_dir is not None:
-            raise RecipeError(f"--resume={resume} with --run-dir={run_dir}: a resumed run stays in its folder. Leave --run-dir out.")
+            raise RecipeError(
+                f"--resume={resume} with --run-dir={run_dir}: a resumed run stays in its folder. Leave --run-dir out."
+            )
         result = api.resume(resume, given, local=local, address=address)
     else:
         if recipe is None:
-            raise RecipeError("no recipe is given: name a .toml file or a shipped recipe, e.g. seqrl train traffic/cologne8.")
+            raise RecipeError(
+                "no recipe is given: name a .toml file or a shipped recipe, e.g. seqrl train traffic/cologne8."
+            )
         result = api.train(recipe, overrides or [], run_dir=run_dir, local=local, address=address)
     _show(result.folder)
     if result.summary["status"] == "interrupted":

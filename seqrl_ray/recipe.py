@@ -1,8 +1,9 @@
 """The recipe: one TOML file that says what is run, on a laptop and on a cluster alike.
 
 This file validates the frame. The `[env]` table is validated by the class of its `kind` (`recipe_env.py`,
-`recipe_traffic.py`), `[replay]` by `recipe_replay.py`, `[algorithm]` by the torch-free settings class that stands
-beside the algorithm; the caller of `load` says which class that is, so that this file knows no algorithm.
+`recipe_traffic.py`), `[replay]` by `recipe_replay.py`, `[algorithm]` by the torch-free settings class that
+stands beside the algorithm; the caller of `load` says which class that is, so that this file knows no
+algorithm.
 
 A resolved recipe holds every key with its value; `dump` writes it so that loading it gives an equal recipe.
 """
@@ -19,13 +20,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from seqrl_ray.errors import RecipeError, did_you_mean
-from seqrl_ray.recipe_env import AtariSettings, GymSettings, MujocoSettings, PettingZooSettings, PolicySettings
+from seqrl_ray.recipe_env import (
+    AtariSettings,
+    GymSettings,
+    MujocoSettings,
+    PettingZooSettings,
+    PolicySettings,
+)
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.recipe_traffic import TrafficSettings
 from seqrl_ray.settings import Settings, key, parse
 
 EnvSettings = Annotated[
-    GymSettings | MujocoSettings | AtariSettings | PettingZooSettings | TrafficSettings, Field(discriminator="kind")
+    GymSettings | MujocoSettings | AtariSettings | PettingZooSettings | TrafficSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -35,12 +43,21 @@ class ActorsSettings(Settings):
     count: int = key(1, "actor processes", ge=1, le=10_000)
     envs_per_actor: int = key(1, "environment copies in each actor", ge=1, le=65_536)
     fragment_steps: int = key(
-        16, "vector steps an actor makes between two messages (and two looks at new weights)", unit="steps", ge=1, le=10_000
+        16,
+        "vector steps an actor makes between two messages (and two looks at new weights)",
+        unit="steps",
+        ge=1,
+        le=10_000,
     )
     in_flight: int = key(
-        2, "fragments an actor may have on their way; 1 = lock-step, the run is then a function of its seed", ge=1, le=16
+        2,
+        "fragments an actor may have on their way; 1 = lock-step, the run is then a function of its seed",
+        ge=1,
+        le=16,
     )
-    hang_timeout_s: float = key(120.0, "an actor silent for this long is killed and replaced", unit="s", gt=0.0)
+    hang_timeout_s: float = key(
+        120.0, "an actor silent for this long is killed and replaced", unit="s", gt=0.0
+    )
     max_restarts_per_10_min: int = key(20, "process deaths the run survives in ten minutes", ge=0)
     cpus: float = key(1.0, "CPUs each actor reserves on a cluster (placement only)", gt=0.0, le=64.0)
 
@@ -50,20 +67,34 @@ class LearnerSettings(Settings):
 
     batch_size: int = key(64, "items per update", ge=1, le=65_536)
     updates_per_call: int = key(
-        16, "updates per draw from replay: a full call is cheap, priorities are this much older", unit="updates", ge=1, le=256
+        16,
+        "updates per draw from replay: a full call is cheap, priorities are this much older",
+        unit="updates",
+        ge=1,
+        le=256,
     )
     prefetch: int = key(2, "draws in flight in the service wiring", ge=1, le=8)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto = CUDA where there is one")
-    num_gpus: float | Literal["auto"] = key("auto", "GPUs the learner process asks of Ray; auto = one if the cluster has one")
+    num_gpus: float | Literal["auto"] = key(
+        "auto", "GPUs the learner process asks of Ray; auto = one if the cluster has one"
+    )
     compile: Literal["auto", "on", "off"] = key(
-        "auto", "compiled updates; auto = only if the updates left repay the compilation"
+        "auto",
+        "compiled updates; auto = once the updates left are measured to repay the compilation, and never in the "
+        "local loop or a lock-step run, whose numbers follow from the seed alone",
     )
     threads: int | Literal["auto"] = key("auto", "torch threads; auto = cores the actors leave, at least one")
-    publish_every_s: float = key(0.25, "how often new weights go to the board", unit="s", ge=0.0, mutable=True)
-    checkpoint_every_s: float = key(120.0, "how often a checkpoint is written; 0 = only at the end", unit="s", ge=0.0)
+    publish_every_s: float = key(
+        0.25, "how often new weights go to the board", unit="s", ge=0.0, mutable=True
+    )
+    checkpoint_every_s: float = key(
+        120.0, "how often a checkpoint is written; 0 = only at the end", unit="s", ge=0.0
+    )
     keep_checkpoints: int = key(2, "checkpoints kept in the run folder", ge=1)
     report_every_s: float = key(2.0, "how often a row of metrics is written", unit="s", gt=0.0)
-    max_policy_lag_updates: int = key(0, "fragments older than this are dropped; 0 = none is", unit="updates", ge=0)
+    max_policy_lag_updates: int = key(
+        0, "fragments older than this are dropped; 0 = none is", unit="updates", ge=0
+    )
 
 
 class EvaluationSettings(Settings):
@@ -73,7 +104,9 @@ class EvaluationSettings(Settings):
     seed: int = key(1_000_000, "first held-out seed; episode i uses seed + i", ge=0)
     every_env_steps: int = key(0, "evaluate in between this often; 0 = only at the end", unit="steps", ge=0)
     interim_episodes: int = key(4, "episodes of an evaluation in between", unit="episodes", ge=1)
-    envs: int = key(1, "environment copies the evaluator steps together (1 where the kind allows no more)", ge=1)
+    envs: int = key(
+        1, "environment copies the evaluator steps together (1 where the kind allows no more)", ge=1
+    )
     controllers: tuple[str, ...] = key(("random",), "built-in rules judged on the same seeds")
     headline: str = key("return", "metric the report and the progress line lead with")
     lower_is_better: bool = key(False, "direction of the headline metric")
@@ -90,12 +123,16 @@ class StopSettings(Settings):
 class Recipe(Settings):
     """A whole run."""
 
-    name: str = key(description="names the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: str = key(
+        description="names the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80
+    )
     description: str = key("", "one line for people")
     seed: int = key(0, "seed of everything random in training", ge=0, lt=2**31)
     env: EnvSettings
     algorithm: dict[str, Any] = key(description="`name` of the algorithm and its settings")
-    policies: dict[str, PolicySettings] = key({"shared": PolicySettings()}, "policy id -> who it drives", min_length=1)
+    policies: dict[str, PolicySettings] = key(
+        {"shared": PolicySettings()}, "policy id -> who it drives", min_length=1
+    )
     actors: ActorsSettings = ActorsSettings()
     replay: ReplaySettings = ReplaySettings()
     learner: LearnerSettings = LearnerSettings()
@@ -128,10 +165,14 @@ class Recipe(Settings):
 
 
 def data_root(kind: str) -> Path:
-    """Return the folder of shipped data files (`envs`, `tune`, ...): the checkout's, or the one inside the wheel."""
+    """Return the folder of shipped data files (`envs`, `tune`, ...): the checkout's, or the wheel's."""
     package = Path(__file__).resolve().parent
     checkout = package.parent / kind
-    return checkout if checkout.is_dir() and (package.parent / "pyproject.toml").is_file() else package / "_data" / kind
+    return (
+        checkout
+        if checkout.is_dir() and (package.parent / "pyproject.toml").is_file()
+        else package / "_data" / kind
+    )
 
 
 def shipped(kind: str = "envs") -> tuple[str, ...]:
@@ -141,7 +182,8 @@ def shipped(kind: str = "envs") -> tuple[str, ...]:
 
 
 def find(recipe: str, kind: str = "envs") -> Path:
-    """Return the file that `recipe` names: a path, or a shipped recipe's name with or without `envs/` and `.toml`.
+    """Return the file that `recipe` names: a path, or a shipped recipe's name with or without `envs/` and
+    `.toml`.
 
     Raises: RecipeError: no such file; the message names the closest shipped recipe.
     """
@@ -191,7 +233,9 @@ def resolve(table: Mapping[str, Any], *, algorithm_settings: Callable[[str], typ
     """Validate a recipe table, `[algorithm]` included, and fill in every default."""
     algorithm = table.get("algorithm")
     if not isinstance(algorithm, Mapping) or not isinstance(algorithm.get("name"), str):
-        raise RecipeError('algorithm.name is required and missing. Add [algorithm] name = "double_dqn" to the recipe.')
+        raise RecipeError(
+            'algorithm.name is required and missing. Add [algorithm] name = "double_dqn" to the recipe.'
+        )
     name = algorithm["name"]
     cls = algorithm_settings(name)
     given = {k: v for k, v in algorithm.items() if k != "name"}
@@ -229,7 +273,7 @@ def _parse_recipe(table: Mapping[str, Any]) -> Recipe:
 
 
 def policy_algorithm(recipe: Recipe, policy_id: str) -> dict[str, Any]:
-    """The settings table of one policy's algorithm, without `name`: `[algorithm]` with the policy's own on top."""
+    """Return one policy's algorithm settings, without `name`: `[algorithm]` with the policy's own on top."""
     base = {k: v for k, v in recipe.algorithm.items() if k != "name"}
     return {**base, **recipe.policies[policy_id].algorithm}
 
@@ -238,7 +282,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"{override!r} is not an override: write dotted.key=value, e.g. learner.batch_size=128.")
+        raise RecipeError(
+            f"{override!r} is not an override: write dotted.key=value, e.g. learner.batch_size=128."
+        )
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -247,7 +293,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         current = current.setdefault(part, {})
         if not isinstance(current, dict):
-            raise RecipeError(f"{override!r} reaches into {part}, which is a value and not a table. Correct the key.")
+            raise RecipeError(
+                f"{override!r} reaches into {part}, which is a value and not a table. Correct the key."
+            )
     current[parts[-1]] = value
 
 

@@ -1,4 +1,5 @@
-"""The base of every settings class: frozen, unknown keys refused, every key with a default, a unit and a bound.
+"""The base of every settings class: frozen, unknown keys refused, every key with a default, a unit and a
+bound.
 
 `key(...)` declares one setting; `parse(cls, table, where)` validates a TOML table against a class and turns
 pydantic's report into one clear line.
@@ -42,7 +43,9 @@ def key(
         mutable: a sweep may change it in a living run.
         **bounds: pydantic bounds: ge, gt, le, lt, min_length, max_length, ...
     """
-    return Field(default, description=description, json_schema_extra={"unit": unit, "mutable": mutable}, **bounds)
+    return Field(
+        default, description=description, json_schema_extra={"unit": unit, "mutable": mutable}, **bounds
+    )
 
 
 def parse(cls: type[S], table: Mapping[str, Any], where: str) -> S:
@@ -52,7 +55,8 @@ def parse(cls: type[S], table: Mapping[str, Any], where: str) -> S:
         cls: the settings class.
         table: what the recipe holds.
         where: the dotted place of the table in the recipe, "" for its top level.
-    Raises: RecipeError: one line that names the first offending key, the rule, and a close match if the key is unknown.
+    Raises: RecipeError: one line that names the first offending key, the rule, and a close match if the key
+        is unknown.
     """
     try:
         return cls.model_validate(dict(table))
@@ -81,7 +85,9 @@ def _first_line(cls: type[BaseModel], error: ErrorDetails, where: str, count: in
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # our own rule: its text is already a whole sentence
         return f"{where + ': ' if where else ''}{message}{more}"
-    return f"{dotted}={error['input']!r} is refused: {message[0].lower()}{message[1:]}. Change {dotted}.{more}"
+    return (
+        f"{dotted}={error['input']!r} is refused: {message[0].lower()}{message[1:]}. Change {dotted}.{more}"
+    )
 
 
 def _known_keys(cls: type[BaseModel], path: list[str]) -> list[str]:

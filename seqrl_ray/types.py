@@ -1,11 +1,12 @@
 """The nouns of seqrl-ray: what crosses the doors between rooms, as frozen dataclasses of numpy arrays.
 
-One direction, four messages: an environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of rows of
-many streams), a replay shard makes a `Transitions` or `Windows` batch, a learner makes `Weights`.
+One direction, four messages: an environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of
+rows of many streams), a replay shard makes a `Transitions` or `Windows` batch, a learner makes `Weights`.
 This file imports numpy only, because every process loads it; it is long because all nouns stand in one place.
 
 Dims: S slots of one policy group, R stored rows, U updates in one draw, B batch, K window steps, A actions,
-N agents, D features. A *row* is one agent decision, or the final observation after the last decision of a stream.
+N agents, D features. A *row* is one agent decision, or the final observation after the last decision of a
+stream.
 
 Time: an action chosen at `obs_tm1` earns `reward_t` and leads to `obs_t`.
 """
@@ -27,7 +28,7 @@ BoolArray = NDArray[np.bool_]
 Mode = Literal["explore", "greedy"]
 
 
-# --------------------------------------------------------------------------------------------- spaces and slots
+# ------------------------------------------------------------------------------------------- spaces and slots
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ActionSpec:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place that acts: one agent of one environment copy. Static for the life of a vectorised environment."""
+    """A place that acts: one agent of one environment copy. Fixed for the life of the environment."""
 
     env: int
     agent: str
@@ -88,7 +89,7 @@ class GroupSpec:
     """ONE observation as stored: a single frame where `frame_stack` > 1."""
     action: ActionSpec
     frame_stack: int = 1
-    """Frames the policy sees, oldest first, stacked on a new leading axis; frames before an episode's first are 0."""
+    """Frames the policy sees, oldest first, on a new leading axis; frames before an episode's first are 0."""
     masked: bool = False
     """True if some action can be illegal at some time: then steps, rows and batches carry `legal`."""
 
@@ -100,7 +101,7 @@ class GroupSpec:
         return ArraySpec((self.frame_stack, *self.obs.shape), self.obs.dtype, self.obs.low, self.obs.high)
 
 
-# ------------------------------------------------------------------------------------------- environment -> rollout
+# ------------------------------------------------------------------------------------- environment -> rollout
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Step:
 
 @dataclass(frozen=True)
 class VectorStep:
-    """One step of the whole vectorised environment: a `Step` per policy id, and the episodes that ended in it."""
+    """One step of the whole environment: a `Step` per policy id, and the episodes that ended in it."""
 
     groups: Mapping[str, Step]
     episodes: tuple[EpisodeEnd, ...] = ()
@@ -160,9 +161,9 @@ class OpenEpisode:
     actions: Mapping[str, Array]
     """Policy id -> actions so far, [T, slots of this copy in the group, ...]."""
     streams: Mapping[str, IntArray] = field(default_factory=dict)
-    """Policy id -> `episode_id` of each of the copy's slots as the episode began; empty where that is `index`."""
+    """Policy id -> `episode_id` of the copy's slots as the episode began; empty where that is `index`."""
     digest: str = ""
-    """Fingerprint of the current observations; restoring refuses a replay that leads elsewhere. "" is not checked."""
+    """Fingerprint of the current observations: a replay that leads elsewhere is refused. "" = unchecked."""
 
 
 class SeedStream(Protocol):
@@ -172,7 +173,7 @@ class SeedStream(Protocol):
 
 
 class VectorEnv(Protocol):
-    """A vectorised environment: E copies, a `Step` per policy group. See `seqrl_ray.envs.check` for the contract."""
+    """E copies of an environment, a `Step` per policy group. Contract: `seqrl_ray.envs.check`."""
 
     @property
     def groups(self) -> Mapping[str, GroupSpec]: ...
@@ -191,15 +192,15 @@ class VectorEnv(Protocol):
     def close(self) -> None: ...
 
 
-# ------------------------------------------------------------------------------------------- rollout -> replay
+# ------------------------------------------------------------------------------------------ rollout -> replay
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """A fragment: consecutive rows of many streams of one policy id, stream after stream.
 
-    Piece p is `length[p]` consecutive rows of the stream (writer, incarnation, slot[p], episode[p]), the first of
-    which is that stream's row number `offset[p]`. Inserting the same piece twice changes nothing.
+    Piece p is `length[p]` consecutive rows of the stream (writer, incarnation, slot[p], episode[p]), the
+    first of which is that stream's row number `offset[p]`. Inserting the same piece twice changes nothing.
     """
 
     policy_id: str
@@ -213,9 +214,9 @@ class Trajectory:
     length: IntArray  # [P] int64, sums to R
     columns: Mapping[str, Array]
     """Column name -> [R, ...]. Always: obs, action, reward (float32), terminated, truncated, final (bool).
-    With a mask: legal [R, A]. Plus the extra columns the algorithm declared. A `final` row holds only obs (and legal):
-    its action, reward and flags are padding. `reward`, `terminated`, `truncated` are of the transition that
-    STARTS at the row."""
+    With a mask: legal [R, A]. Plus the extra columns the algorithm declared. A `final` row holds only obs
+    (and legal): its action, reward and flags are padding. `reward`, `terminated`, `truncated` are of the
+    transition that STARTS at the row."""
     env_steps: int
     """Vector-slot steps this fragment covers (counted once per environment step, also with many agents)."""
 
@@ -232,14 +233,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Fragment:
-    """What a rollout made in one go: one Trajectory per policy id that has rows, and the episodes that ended."""
+    """What a rollout made in one go: a Trajectory per policy id that has rows, and the episodes that
+    ended.
+    """
 
     trajectories: tuple[Trajectory, ...]
     episodes: tuple[EpisodeEnd, ...]
     env_steps: int
 
 
-# ------------------------------------------------------------------------------------------- replay -> learner
+# ------------------------------------------------------------------------------------------ replay -> learner
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ class ColumnSpec:
     name: str
     array: ArraySpec
     period_steps: int = 1
-    """Stored every this many decisions of a stream (recurrent state); other rows hold NaN / -1 and are never read."""
+    """Stored every this many decisions of a stream; other rows hold NaN / -1 and are never read."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ class SampleSpec:
 
 @dataclass(frozen=True)
 class ItemIds:
-    """Names of drawn items, for writing priorities back late: ignored where the slot was overwritten since."""
+    """Names of drawn items, to write priorities back late: ignored where the row was overwritten since."""
 
     shard: IntArray  # [M] int32
     row: IntArray  # [M] int64
@@ -292,7 +295,7 @@ class Transitions:
     reward_t: FloatArray  # [U, B] float32: sum of gamma^i * reward over the n steps taken
     discount_t: FloatArray  # [U, B] float32: gamma^n, and 0 where the episode terminated within the n steps
     obs_t: Array  # [U, B, *policy_obs]
-    probability: FloatArray  # [U, B] float64: chance of one draw (of this shard, then of all) hitting the item
+    probability: FloatArray  # [U, B] float64: chance of one draw hitting the item
     weight: FloatArray  # [U, B] float32: importance weight, at most 1
     weights_counter: IntArray  # [U, B] int64: counter of the weights that acted
     ids: ItemIds
@@ -303,7 +306,7 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Windows:
-    """U minibatches of B windows of K decisions. Leading dimensions [U, B, K]; padding on the right is 0 / False."""
+    """U minibatches of B windows of K decisions: leading [U, B, K]; padding on the right is 0 / False."""
 
     obs: Array  # [U, B, K, *policy_obs]
     action: Array  # [U, B, K, ...]
@@ -328,7 +331,7 @@ class Windows:
 Batch = Transitions | Windows
 
 
-# ------------------------------------------------------------------------------------ what an algorithm is handed
+# -------------------------------------------------------------------------------- what an algorithm is handed
 
 T = TypeVar("T")
 """A tensor type: this file never imports torch."""
@@ -383,7 +386,7 @@ class WindowTensors(Generic[T]):
     extra: Mapping[str, T] = field(default_factory=dict)
 
 
-# ------------------------------------------------------------------------------------------- learner -> everyone
+# ---------------------------------------------------------------------------------------- learner -> everyone
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,6 @@ def make_algorithm(
     *,
     device: str = "cpu",
     seed: int = 0,
-    compile_updates: int = 0,
 ) -> Algorithm:
     """Build an algorithm for one policy group.
 
@@ -87,9 +86,7 @@ def make_algorithm(
         group: what the policy sees and does.
         device: torch device; "auto" = CUDA where there is one.
         seed: of the first weights; equal seeds give equal weights whatever else happened in the process.
-        compile_updates: updates fused into one compiled graph; 0 = eager.
-    Raises: RecipeError: the group's actions or observations do not fit the algorithm, or compiling was asked
-        for and cannot be done here.
+    Raises: RecipeError: the group's actions or observations do not fit the algorithm.
     """
     import torch
 
@@ -100,8 +97,6 @@ def make_algorithm(
         torch.manual_seed(seed)
         network = _load(parts.network)(settings, group) if parts.network else None
     algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device)
-    if compile_updates:
-        _load("algorithms.compiled:enable")(algorithm, compile_updates)
     return algorithm
 
 

@@ -1,6 +1,8 @@
-"""From a recipe to its parts: environments, algorithms, shards. The local loop and the Ray runtime both build here.
+"""From a recipe to its parts: environments, algorithms, shards. The local loop and the Ray runtime both build
+here.
 
-Every random stream of a run is keyed off the recipe's one seed; the first number of a key says what the stream is for.
+Every random stream of a run is keyed off the recipe's one seed; the first number of a key says what the
+stream is for.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def stream_seed(recipe: Recipe, *key: int) -> int:
 
 
 def training_env(recipe: Recipe, actor: int, incarnation: int) -> VectorEnv:
-    """Make the environment of one actor; a replacement actor (a later incarnation) gets a new stream of episodes."""
+    """Make the environment of one actor; a replacement (a later incarnation) gets new episodes."""
     return make_env(
         recipe.env,
         recipe.policies,
@@ -57,7 +59,7 @@ def evaluation_env(
 
 
 def algorithms(
-    recipe: Recipe, groups: Mapping[str, GroupSpec], *, device: str = "cpu", compile_updates: int = 0
+    recipe: Recipe, groups: Mapping[str, GroupSpec], *, device: str = "cpu"
 ) -> dict[str, Algorithm]:
     """Make the algorithm of every policy id; equal recipes give equal initial parameters in every process."""
     name = recipe.algorithm["name"]
@@ -68,7 +70,6 @@ def algorithms(
             group,
             device=device,
             seed=stream_seed(recipe, ALGORITHM, place),
-            compile_updates=compile_updates,
         )
         for place, (policy_id, group) in enumerate(sorted(groups.items()))
     }

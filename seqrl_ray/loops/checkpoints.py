@@ -1,8 +1,10 @@
-"""Checkpoints: weights and arrays as safetensors, plain values as JSON, replay as Arrow files; nothing is a pickle.
+"""Checkpoints: weights and arrays as safetensors, plain values as JSON, replay as Arrow files; nothing is a
+pickle.
 
-A checkpoint is a folder `checkpoints/<env_steps>/`. `manifest.json` (sizes and SHA-256 of every other file) is written
-last, through a rename, and alone makes the checkpoint exist: a kill while writing never costs the last good one.
-Departs from the design in one point: paths are local for now (shared storage is the cluster issue's).
+A checkpoint is a folder `checkpoints/<env_steps>/`. `manifest.json` (sizes and SHA-256 of every other file)
+is written last, through a rename, and alone makes the checkpoint exist: a kill while writing never costs the
+last good one. Departs from the design in one point: paths are local for now (shared storage is the cluster
+issue's).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
     Args:
         root: the run's `checkpoints/` folder.
         name: folder name; sorts in time order (zero-padded env steps).
-        trees: part name -> tree of dicts, lists, plain values and numpy arrays. Files that already lie in the folder
-            `root / name` (a replay snapshot written there before) become part of the checkpoint.
+        trees: part name -> tree of dicts, lists, plain values and numpy arrays. Files that already lie in the
+            folder `root / name` (a replay snapshot written there before) become part of the checkpoint.
         keep: complete checkpoints to keep, at least 1.
     Returns: the checkpoint's folder.
     """
@@ -41,9 +43,13 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
     for part, tree in trees.items():
         arrays: dict[str, Array] = {}
         plain = _split(tree, "", arrays)
-        save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, str(folder / f"{part}.safetensors"))
+        save_file(
+            {k: np.asarray(v, order="C") for k, v in arrays.items()}, str(folder / f"{part}.safetensors")
+        )
         (folder / f"{part}.json").write_text(json.dumps(plain), encoding="utf-8")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not _vouched_for(p, folder))
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not _vouched_for(p, folder)
+    )
     listing = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps({"format": FORMAT, "files": listing}, indent=1), encoding="utf-8")
@@ -65,7 +71,9 @@ def latest(root: Path) -> Path:
     """
     found = complete(root)
     if not found:
-        raise CheckpointError(f"{root} holds no complete checkpoint: there is nothing to go on from. Start a new run.")
+        raise CheckpointError(
+            f"{root} holds no complete checkpoint: there is nothing to go on from. Start a new run."
+        )
     return found[-1]
 
 
@@ -77,7 +85,9 @@ def verify(folder: Path) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}. Use another checkpoint.") from None
+        raise CheckpointError(
+            f"{folder / MANIFEST} cannot be read: {error}. Use another checkpoint."
+        ) from None
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {manifest.get('format')!r}, this version reads {FORMAT}. "
@@ -88,7 +98,9 @@ def verify(folder: Path) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the checkpoint is damaged. Use another checkpoint.")
         if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-            raise CheckpointError(f"{path} is not what was written: the checkpoint is damaged. Use another checkpoint.")
+            raise CheckpointError(
+                f"{path} is not what was written: the checkpoint is damaged. Use another checkpoint."
+            )
 
 
 def load(folder: Path, part: str) -> Any:
@@ -114,7 +126,7 @@ def acting_weights(folder: Path) -> dict[str, Weights]:
 
 
 def _vouched_for(path: Path, folder: Path) -> bool:
-    """Whether a manifest of its own (a replay snapshot's) lists this file: then that manifest is what we vouch for."""
+    """Whether a replay snapshot's own manifest lists this file: then we vouch for that manifest."""
     return path.parent != folder and path.name != MANIFEST and (path.parent / MANIFEST).is_file()
 
 

@@ -1,7 +1,8 @@
 """Driving a run: the same loop for a local session and for a Ray session.
 
-A session trains for a while when told to, saves, and judges. `drive` decides when: reports, checkpoints, evaluations in
-between, the budget, Ctrl-C, the final evaluation, `summary.json` and the report. It is on no data path.
+A session trains for a while when told to, saves, and judges. `drive` decides when: reports, checkpoints,
+evaluations in between, the budget, Ctrl-C, the final evaluation, `summary.json` and the report. It is on no
+data path.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Advance:
     failures: list[Failure] = field(default_factory=list)
     judged: list[tuple[dict[str, int], list[EpisodeEnd]]] = field(default_factory=list)
     """({"env_steps", "updates"} of the weights, episodes) of evaluations in between that have ended."""
+    notes: list[str] = field(default_factory=list)
+    """Lines for people; a session that has one comes back before its time."""
     done: bool = False
 
 
@@ -58,15 +61,19 @@ class Session(Protocol):
         ...
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
-        """Write a checkpoint under `root` that holds `trees` beside the session's own state; `wait` until it exists."""
+        """Write a checkpoint of the session and `trees` under `root`; `wait` until it exists."""
         ...
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
         """Begin (or do) an evaluation of the present weights; it comes back in a later `Advance.judged`."""
         ...
 
-    def judge_final(self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]) -> dict[str, list[EpisodeEnd]]:
-        """Stop training and play the final jobs; `jobs_of(workers)` lists them, `on_job` hears of each and of their number."""
+    def judge_final(
+        self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
+    ) -> dict[str, list[EpisodeEnd]]:
+        """Stop training and play the jobs of `jobs_of(chunk)`; `on_job` hears of each, and of their
+        number.
+        """
         ...
 
     def take_failures(self) -> list[Failure]:
@@ -85,7 +92,9 @@ class Screen(Protocol):
 
 
 class StopRequested:
-    """Turns the first Ctrl-C (or SIGTERM) into a wish that the loop reads; a second one interrupts at once."""
+    """Turns the first Ctrl-C (or SIGTERM) into a wish that the loop reads; a second one interrupts at
+    once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -99,7 +108,9 @@ class StopRequested:
                 return self
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -131,7 +142,13 @@ def drive(
     """
     recipe = session.recipe
     times = _Clock(**clock) if clock else _Clock(next_judge_steps=recipe.evaluation.every_env_steps)
-    last: dict[str, Any] = {"env_steps": 0, "agent_steps": 0, "updates": 0, "episodes": 0, "samples_per_insert": None}
+    last: dict[str, Any] = {
+        "env_steps": 0,
+        "agent_steps": 0,
+        "updates": 0,
+        "episodes": 0,
+        "samples_per_insert": None,
+    }
     status = "failed"
     try:
         with StopRequested() as stop:
@@ -144,7 +161,9 @@ def drive(
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
-        counters = {k: last.get(k) for k in ("env_steps", "agent_steps", "updates", "episodes", "samples_per_insert")}
+        counters = {
+            k: last.get(k) for k in ("env_steps", "agent_steps", "updates", "episodes", "samples_per_insert")
+        }
         counters["train_s"] = times.train_s
         summary = folder.summary(status, counters, session.lag)
     return summary
@@ -173,6 +192,8 @@ def _train(
             folder.episodes(finished.ends, actor=finished.actor, env_steps=row["env_steps"])
         folder.report(row)
         _note_failures(advance.failures, folder, screen)
+        for note in advance.notes:
+            screen.note(note)
         for at, ends in advance.judged:
             folder.evaluation(POLICY, ends, env_steps=at["env_steps"], updates=at["updates"], final=False)
         headline = folder.recent[-1][1] if folder.recent else None
@@ -194,7 +215,11 @@ def _train(
 
 
 def _judge(
-    session: Session, folder: RunFolder, screen: Screen, jobs_of: Callable[[int], list[Job]], last: Mapping[str, Any]
+    session: Session,
+    folder: RunFolder,
+    screen: Screen,
+    jobs_of: Callable[[int], list[Job]],
+    last: Mapping[str, Any],
 ) -> None:
     done = 0
 

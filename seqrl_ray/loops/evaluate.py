@@ -1,7 +1,7 @@
 """Evaluation: whole episodes on held-out seeds, for a policy and for every rule it is compared with.
 
-One function plays them all, so no controller is judged by another ruler. Copies of the environment step together;
-copy e plays its share of the episodes and only those count, so short episodes are not over-counted.
+One function plays them all, so no controller is judged by another ruler. Copies of the environment step
+together; copy e plays its share of the episodes and only those count, so short episodes are not over-counted.
 
 Dims: S slots, A actions, E environment copies.
 """
@@ -35,13 +35,21 @@ class PolicyPlayer:
     """The trained policy."""
 
     def __init__(
-        self, groups: Mapping[str, GroupSpec], algorithms: Mapping[str, Algorithm], seed: int, mode: Mode = "greedy"
+        self,
+        groups: Mapping[str, GroupSpec],
+        algorithms: Mapping[str, Algorithm],
+        seed: int,
+        mode: Mode = "greedy",
     ) -> None:
         self.algorithms, self.mode = algorithms, mode
         self.rng = np.random.default_rng(seed)
         self.stacks = {p: FrameStack(g) for p, g in groups.items()}
-        self.states: dict[str, Any] = {p: algorithms[p].initial_state(len(g.slots)) for p, g in groups.items()}
-        self.prev_action = {p: np.zeros((len(g.slots), *g.action.shape), g.action.column.dtype) for p, g in groups.items()}
+        self.states: dict[str, Any] = {
+            p: algorithms[p].initial_state(len(g.slots)) for p, g in groups.items()
+        }
+        self.prev_action = {
+            p: np.zeros((len(g.slots), *g.action.shape), g.action.column.dtype) for p, g in groups.items()
+        }
         self.slot_params = {
             p: algorithms[p].slot_params(1.0, np.zeros(len(g.slots), np.int64), 1) for p, g in groups.items()
         }
@@ -58,7 +66,9 @@ class PolicyPlayer:
                 slot_params=self.slot_params[policy_id],
                 rng=self.rng,
             )
-            action, self.states[policy_id], _ = self.algorithms[policy_id].act(inputs, self.states[policy_id], self.mode)
+            action, self.states[policy_id], _ = self.algorithms[policy_id].act(
+                inputs, self.states[policy_id], self.mode
+            )
             actions[policy_id] = self.prev_action[policy_id] = action
         return actions
 
@@ -105,7 +115,9 @@ def play(
                 if on_episode is not None:
                     on_episode(end)
         if steps > 10_000_000:
-            raise EnvError(f"evaluation.episodes={episodes}: no end after {steps} steps. Give the environment a time limit.")
+            raise EnvError(
+                f"evaluation.episodes={episodes}: no end after {steps} steps. Give the environment a time limit."
+            )
     return [done[i % env.num_envs][i // env.num_envs] for i in range(episodes)]
 
 
@@ -114,7 +126,9 @@ def evaluate(
     name: str,
     seeds: Sequence[int],
     *,
-    algorithms: Mapping[str, Algorithm] | Callable[[Mapping[str, GroupSpec]], Mapping[str, Algorithm]] | None = None,
+    algorithms: Mapping[str, Algorithm]
+    | Callable[[Mapping[str, GroupSpec]], Mapping[str, Algorithm]]
+    | None = None,
     details: bool = False,
     on_episode: Callable[[EpisodeEnd], None] | None = None,
 ) -> list[EpisodeEnd]:

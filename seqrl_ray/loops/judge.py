@@ -1,8 +1,8 @@
 """Judging: the evaluation jobs of a run, and how they are played in one process or in a pool of processes.
 
-A job is one controller on some seeds. libsumo is one simulation per process, so jobs that run beside a training
-simulation, or beside one another, each need a process of their own; `play_jobs` sees to that with a spawned pool, the
-Ray runtime with evaluator actors. Both call `play_job`.
+A job is one controller on some seeds. libsumo is one simulation per process, so jobs that run beside a
+training simulation, or beside one another, each need a process of their own; `play_jobs` sees to that with a
+spawned pool, the Ray runtime with evaluator actors. Both call `play_job`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def names(recipe: Recipe) -> tuple[str, ...]:
     return (POLICY, *recipe.evaluation.controllers)
 
 
-def final_jobs(recipe: Recipe, *, episodes: int | None = None, seed: int | None = None, chunk: int = 0) -> list[Job]:
+def final_jobs(
+    recipe: Recipe, *, episodes: int | None = None, seed: int | None = None, chunk: int = 0
+) -> list[Job]:
     """Return the jobs of the final evaluation, every controller on the same seeds.
 
     Args:
@@ -67,7 +69,7 @@ def final_jobs(recipe: Recipe, *, episodes: int | None = None, seed: int | None 
 
 
 def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
-    """Seeds per job that keep `workers` busy: few where an episode is long (SUMO), all where episodes are short."""
+    """Seeds per job that keep `workers` busy: few where an episode is long (SUMO)."""
     if workers <= 1 or recipe.env.kind != "traffic":
         return max(1, -(-episodes // max(1, workers)))
     return max(1, min(5, -(-episodes // workers)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.errors import CheckpointError
 from seqrl_ray.loops.build import algorithms
+from seqrl_ray.loops.compiling import Compiling
 from seqrl_ray.loops.feed import feed
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.types import Batch, GroupSpec, Weights
@@ -25,21 +26,20 @@ from seqrl_ray.types import Batch, GroupSpec, Weights
 class Learner:
     """Takes gradient steps for all policies of a run."""
 
-    def __init__(
-        self, recipe: Recipe, groups: Mapping[str, GroupSpec], *, device: str = "cpu", compile_updates: int = 0
-    ) -> None:
+    def __init__(self, recipe: Recipe, groups: Mapping[str, GroupSpec], *, device: str = "cpu") -> None:
         """Make the algorithms.
 
         Args:
             recipe: the run.
             groups: policy id -> its slots and spaces.
             device: torch device of parameters and batches; auto = CUDA where there is one.
-            compile_updates: updates in one compiled graph; 0 = eager.
+        Raises: RecipeError: `learner.compile` is on and cannot be.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.recipe, self.device = recipe, device
-        self.algorithms: dict[str, Algorithm] = algorithms(recipe, groups, device=device, compile_updates=compile_updates)
+        self.algorithms: dict[str, Algorithm] = algorithms(recipe, groups, device=device)
+        self.compiling = Compiling(recipe, self.algorithms)
         self.epoch = 0
         self._published: dict[str, Weights] = {}
         self._sums: dict[str, float] = defaultdict(float)
@@ -60,7 +60,8 @@ class Learner:
         Returns: priorities [U, B].
         """
         algorithm = self.algorithms[policy_id]
-        update = algorithm.update(feed(batch, self.device), algorithm.hparams(progress))
+        tensors, hparams = feed(batch, self.device), algorithm.hparams(progress)
+        update = self.compiling.update(policy_id, tensors, hparams, progress)
         for name, value in update.metrics.items():
             self._sums[f"{policy_id}/{name}"] += value
             self._counts[f"{policy_id}/{name}"] += 1

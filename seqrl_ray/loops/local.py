@@ -1,7 +1,7 @@
 """The whole system in one process, without Ray: the debugger, the reference, the unit of the tests.
 
-The same rollout, shards, learner and trainer that the Ray runtime spreads over processes run here in turn. With a seed
-the run is a function of its recipe, and a run that is saved and resumed goes on bit for bit.
+The same rollout, shards, learner and trainer that the Ray runtime spreads over processes run here in turn.
+With a seed the run is a function of its recipe, and a run that is saved and resumed goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from seqrl_ray.types import EpisodeEnd
 class LocalSession:
     """A run in this process; see `seqrl_ray.loops.drive.Session`."""
 
-    def __init__(self, recipe: Recipe, *, device: str = "cpu", compile_updates: int = 0, resume: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, *, device: str = "cpu", resume: Path | None = None) -> None:
         """Build everything, and go on from a checkpoint where one is given.
+
+        `learner.compile` = auto stays eager here: a moment that a clock chose would not be the same again.
 
         Raises: RecipeError: the recipe asks for more than one actor, which this loop has not.
             CheckpointError: the checkpoint cannot be gone on from.
@@ -42,8 +44,10 @@ class LocalSession:
         self.recipe = recipe
         self.rollout = rollout(recipe, 0, 0)
         groups = self.rollout.env.groups
-        learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
-        self.trainer = make_trainer(recipe, learner, groups, LocalSource(self.rollout), stream_seed(recipe, SHARDS, 0))
+        learner = Learner(recipe, groups, device=device)
+        self.trainer = make_trainer(
+            recipe, learner, groups, LocalSource(self.rollout), stream_seed(recipe, SHARDS, 0)
+        )
         self._judged: list[tuple[dict[str, int], list[EpisodeEnd]]] = []
         if resume is not None:
             self._restore(resume)
@@ -57,13 +61,19 @@ class LocalSession:
 
     def advance(self, seconds: float) -> Advance:
         """Take turns for about `seconds`."""
-        until = time.monotonic() + seconds
+        until, notes = time.monotonic() + seconds, self.trainer.learner.compiling.notes
         while True:
             self.trainer.turn()
-            if self.trainer.done or time.monotonic() >= until:
+            if self.trainer.done or notes or time.monotonic() >= until:
                 break
         judged, self._judged = self._judged, []
-        return Advance(self.trainer.report(), self.trainer.take_finished(), judged=judged, done=self.trainer.done)
+        return Advance(
+            self.trainer.report(),
+            self.trainer.take_finished(),
+            judged=judged,
+            notes=self.trainer.learner.compiling.take_notes(),
+            done=self.trainer.done,
+        )
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint of the moment between two turns, so that everything in it belongs together."""
@@ -85,7 +95,9 @@ class LocalSession:
         weights = self.trainer.learner.all_weights(self.trainer.progress)
         workers = (os.cpu_count() or 1) if self.recipe.env.kind == "traffic" else 0
         jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
-        return play_jobs(self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs)))
+        return play_jobs(
+            self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs))
+        )
 
     def take_failures(self) -> list[Failure]:
         """Return nothing: what dies in the only process ends the run."""

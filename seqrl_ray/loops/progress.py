@@ -63,7 +63,10 @@ class ProgressLine:
         last = done == total
         if self.live or last or time.monotonic() - self._last_plain >= self.plain_every_s:
             self._last_plain = time.monotonic()
-            self._write(f"evaluating: {done}/{total} jobs, last {job.name} ({len(job.seeds)} episodes)", keep=not self.live or last)
+            self._write(
+                f"evaluating: {done}/{total} jobs, last {job.name} ({len(job.seeds)} episodes)",
+                keep=not self.live or last,
+            )
 
     def _write(self, text: str, *, keep: bool) -> None:
         if self.live:

@@ -1,7 +1,8 @@
-"""The run folder: the one writer of `recipe.toml`, `metrics.jsonl`, TensorBoard events, `evaluation/` and `summary.json`.
+"""The run folder: the one writer of `recipe.toml`, `metrics.jsonl`, TensorBoard events, `evaluation/` and
+`summary.json`.
 
-The local loop and the Ray driver hand it the same things, so a run looks the same whichever made it. Other tools read
-`summary.json`; its keys are a contract and are listed in `docs/architecture.md`.
+The local loop and the Ray driver hand it the same things, so a run looks the same whichever made it. Other
+tools read `summary.json`; its keys are a contract and are listed in `docs/architecture.md`.
 
 Every file is either appended to line by line or replaced whole, so a kill leaves a folder that can be read.
 """
@@ -41,7 +42,7 @@ class LagCounter:
         self.counts[lag] += times
 
     def quantile(self, q: float) -> float | None:
-        """Return the smallest lag that at least a share `q` of the counted lie at or below; None if none is counted."""
+        """Return the smallest lag that a share `q` of those counted does not exceed; None if none is."""
         total = sum(self.counts.values())
         reached = 0
         for lag in sorted(self.counts):
@@ -76,7 +77,7 @@ class RunFolder:
         self.started = time.monotonic() - clock_s
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._board = SummaryWriter(str(path / "tensorboard"), flush_secs=10)
-        self.recent: list[tuple[int, float]] = []  # (env_steps, headline) of the last finished training episodes
+        self.recent: list[tuple[int, float]] = []  # (env_steps, headline), newest last
         self.failures: list[dict[str, Any]] = []
         self.restarts = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0}
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
@@ -119,20 +120,36 @@ class RunFolder:
         rows: list[dict[str, Any]] = [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in episodes]
         self._row("evaluation", env_steps=env_steps, updates=updates, name=name, final=final, episodes=rows)
         headline = self.recipe.evaluation.headline
-        self._board.add_scalar(f"evaluation/{name}/{headline}", float(np.mean([r[headline] for r in rows])), env_steps)
+        self._board.add_scalar(
+            f"evaluation/{name}/{headline}", float(np.mean([r[headline] for r in rows])), env_steps
+        )
         self._metrics.flush()
         if not final:
             return
         self.evaluations[name] = rows
-        _replace(self.path / "evaluation" / f"{name}.json", json.dumps({"name": name, "episodes": rows}, default=_plain))
+        _replace(
+            self.path / "evaluation" / f"{name}.json",
+            json.dumps({"name": name, "episodes": rows}, default=_plain),
+        )
         details = next((e.details for e in episodes if e.details), None)
         if details is not None:
-            arrays = {k: v if isinstance(v, np.ndarray) else np.array(json.dumps(v, default=_plain)) for k, v in details.items()}
+            arrays = {
+                k: v if isinstance(v, np.ndarray) else np.array(json.dumps(v, default=_plain))
+                for k, v in details.items()
+            }
             np.savez_compressed(self.path / "evaluation" / f"{name}-details.npz", **arrays)
 
-    def failure(self, what: str, *, at_s: float, recover_s: float | None, lost_steps: int, lost_updates: int) -> None:
+    def failure(
+        self, what: str, *, at_s: float, recover_s: float | None, lost_steps: int, lost_updates: int
+    ) -> None:
         """Write one death and what it cost."""
-        row = {"what": what, "at_s": round(at_s, 3), "recover_s": recover_s, "lost_steps": lost_steps, "lost_updates": lost_updates}
+        row = {
+            "what": what,
+            "at_s": round(at_s, 3),
+            "recover_s": recover_s,
+            "lost_steps": lost_steps,
+            "lost_updates": lost_updates,
+        }
         self.failures.append(row)
         self._row("failure", **row)
         self._metrics.flush()
@@ -142,7 +159,8 @@ class RunFolder:
 
         Args:
             status: completed, interrupted or failed.
-            counters: env_steps, agent_steps, updates, episodes, train_s, samples_per_insert, and what else is known.
+            counters: env_steps, agent_steps, updates, episodes, train_s, samples_per_insert, and what else is
+                known.
             lag: policy lag of the fragments inserted, in updates.
         """
         train_s = float(counters.get("train_s", 0.0))
@@ -176,7 +194,9 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue  # the line a kill cut short: the rows around it are whole
             if row.get("kind") == "failure":
-                self.failures.append({k: row[k] for k in ("what", "at_s", "recover_s", "lost_steps", "lost_updates")})
+                self.failures.append(
+                    {k: row[k] for k in ("what", "at_s", "recover_s", "lost_steps", "lost_updates")}
+                )
                 self.restarts[row["what"]] += 1
 
     def close(self) -> None:
@@ -207,7 +227,9 @@ def open_run(path: Path) -> Path:
         raise RunFolderError(f"{path} is not a folder: there is no run there. Name a folder under runs/.")
     missing = [name for name in ("recipe.toml", "metrics.jsonl") if not (path / name).is_file()]
     if missing:
-        raise RunFolderError(f"{path} is not a run folder: it has no {' and no '.join(missing)}. Name a run's own folder.")
+        raise RunFolderError(
+            f"{path} is not a run folder: it has no {' and no '.join(missing)}. Name a run's own folder."
+        )
     return path
 
 

@@ -36,8 +36,7 @@ def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> t
     if valid.shape != loss.shape or valid.dtype != torch.bool:
         raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}, must be bool {tuple(loss.shape)}")
     zero = torch.zeros((), dtype=loss.dtype, device=loss.device)  # []
-    kept = weight * torch.where(valid, loss, zero)  # [...]
-    return torch.where(valid, kept, zero).sum(), valid.sum().clamp(min=1).to(loss.dtype)  # [], []
+    return torch.where(valid, weight * loss, zero).sum(), valid.sum().clamp(min=1).to(loss.dtype)  # [], []
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> Tensor:

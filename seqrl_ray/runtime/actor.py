@@ -1,7 +1,7 @@
 """The rollout actor: one process that steps environments and sends fragments.
 
-In the colocated wiring the learner pulls (`fragment`); in the service wiring the actor pushes to its shard and pulls
-weights from the board (`run_for`). Either way new weights are taken between two fragments only.
+In the colocated wiring the learner pulls (`fragment`); in the service wiring the actor pushes to its shard
+and pulls weights from the board (`run_for`). Either way new weights are taken between two fragments only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RolloutActor:
         return pack_fragment(self.rollout.fragment())
 
     def open_episodes(self) -> Any:
-        """Return the rollout's state for a checkpoint, or None where the environment cannot rebuild an episode."""
+        """Return the rollout's state, or None where the environment cannot rebuild an episode."""
         return self.rollout.state()
 
     def go_on_from(self, state: Any) -> None:

@@ -1,4 +1,5 @@
-"""The colocated wiring, seen from the supervisor's process: a learner that owns the shard, and rollout actors it pulls from.
+"""The colocated wiring, seen from the supervisor's process: a learner that owns the shard, and rollout actors
+it pulls from.
 
 Learner and shard are one failure unit: its death restores weights and replay from the same checkpoint.
 """
@@ -25,7 +26,13 @@ class ColocatedSession(RaySession):
     """A run in being; see `seqrl_ray.loops.drive.Session`."""
 
     def __init__(
-        self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float = 0.0, resume: Path | None = None
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        *,
+        root: Path,
+        clock_s: float = 0.0,
+        resume: Path | None = None,
     ) -> None:
         """Start the processes; arguments as in `RaySession`."""
         super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
@@ -46,7 +53,6 @@ class ColocatedSession(RaySession):
             self.recipe,
             self.groups,
             device=p.device,
-            compile_updates=p.compile_updates,
             threads=p.learner_threads,
             epoch=self.epoch,
             resume=resume,
@@ -78,7 +84,14 @@ class ColocatedSession(RaySession):
             self.recovered(self.actor_deaths.pop(index))
         if report.board_lost:
             self.replace_board(lambda board: ray.get(self._learner.publish_to.remote(board)))
-        return Advance(report.row, report.finished, self.take_failures(), self.interim_results(), report.done)
+        return Advance(
+            report.row,
+            report.finished,
+            self.take_failures(),
+            self.interim_results(),
+            report.notes,
+            report.done,
+        )
 
     def _replace_learner(self, seconds: float) -> LearnerReport:
         """Restore learner and replay from the newest checkpoint, or from nothing where there is none yet."""
@@ -88,7 +101,9 @@ class ColocatedSession(RaySession):
         self.epoch += 1
         self._learner = self._make_learner(found[-1] if found else None)
         everyone = {i: (actor, i in self.actor_deaths) for i, actor in self.supervisor.actors.items()}
-        report: LearnerReport = ray.get(self._learner.run_for.remote(seconds, everyone, self.supervisor.board))
+        report: LearnerReport = ray.get(
+            self._learner.run_for.remote(seconds, everyone, self.supervisor.board)
+        )
         death.lost_steps = max(0, self.last["env_steps"] - report.restored["env_steps"])
         death.lost_updates = max(0, self.last["updates"] - report.restored["updates"])
         self.recovered(death)

@@ -1,4 +1,4 @@
-"""The evaluator actor and the pool of them: jobs go to whoever is free; a dead evaluator's job goes to its replacement."""
+"""Evaluator actors and their pool: a job goes to whoever is free, a dead evaluator's to its replacement."""
 
 from __future__ import annotations
 

@@ -80,7 +80,6 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         device=recipe.learner.device,
         num_gpus=num_gpus,
         learner_threads=threads,
-        compile_updates=0,
         actor_cpus=0.5 if local else recipe.actors.cpus,
         learner_cpus=0.5 if local else float(threads),
         shard_cpus=0.5 if local else 1.0,

@@ -49,6 +49,7 @@ class LearnerReport:
     back: list[int] = field(default_factory=list)
     """Replaced actors whose first fragment has come."""
     board_lost: bool = False
+    notes: list[str] = field(default_factory=list)
     done: bool = False
 
 
@@ -65,6 +66,7 @@ class RemoteSource:
         self._sent_versions: dict[int, dict[str, tuple[int, int]]] = {}
         self._weights: dict[str, Weights] = {}
         self._payload: Any = None
+        self._next_look = 0.0
 
     def add(self, index: int, actor: Any, *, replacement: bool) -> None:
         """Pull from this actor from now on."""
@@ -93,11 +95,12 @@ class RemoteSource:
         if ready and len(self._calls) > 1:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         fragments = [f for call in ready if (f := self._settle(call)) is not None]
-        if not ready:
-            self._look_for_silence()
+        self._look_for_silence()
         return fragments
 
     def _settle(self, call: Any) -> tuple[str, Fragment] | None:
+        if call not in self._calls:
+            return None  # of an actor that was found lost while this list of ready calls was gone through
         index, _ = self._calls.pop(call)
         try:
             fragment: Fragment = unpack(ray.get(call))
@@ -139,6 +142,10 @@ class RemoteSource:
         return self._payload
 
     def _look_for_silence(self) -> None:
+        """Find, once a second, actors whose oldest call has been out for too long (all that is ready has been taken)."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + 1.0
         oldest: dict[int, float] = {}
         for index, sent in self._calls.values():
             oldest[index] = min(sent, oldest.get(index, sent))
@@ -165,7 +172,6 @@ class ColocatedLearner:
         groups: Mapping[str, GroupSpec],
         *,
         device: str,
-        compile_updates: int,
         threads: int,
         epoch: int,
         resume: Path | None,
@@ -173,7 +179,7 @@ class ColocatedLearner:
         torch.set_num_threads(threads)
         self.recipe = recipe
         self.source = RemoteSource(recipe)
-        learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
+        learner = Learner(recipe, groups, device=device)
         self.trainer = make_trainer(recipe, learner, groups, self.source, stream_seed(recipe, SHARDS, 0))
         if resume is not None:
             checkpoints.verify(resume)
@@ -190,7 +196,7 @@ class ColocatedLearner:
         return os.getpid()
 
     def run_for(self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any) -> LearnerReport:
-        """Train for about this long, or until the budget is spent or an actor is lost.
+        """Train for about this long; return earlier if the budget is spent, an actor is lost, or there is news.
 
         Args:
             seconds: wall time.
@@ -206,8 +212,11 @@ class ColocatedLearner:
             self.board, self._publishing, self._published_at = board, None, 0.0
         until = time.monotonic() + seconds
         board_lost = False
-        while time.monotonic() < until and not self.trainer.done and not self.source.lost:
+        compiling = self.trainer.learner.compiling
+        while time.monotonic() < until and not self.trainer.done and not self.source.lost and not compiling.notes:
             self.trainer.turn()
+            if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
+                compiling.consider(self.trainer.progress)
             board_lost = board_lost or self._publish()
         if self.trainer.done:
             self._published_at = 0.0
@@ -222,6 +231,7 @@ class ColocatedLearner:
             lost=lost,
             back=back,
             board_lost=board_lost,
+            notes=compiling.take_notes(),
             done=self.trainer.done,
         )
 

@@ -1,9 +1,9 @@
 """The replay service: shard actors, and one policy's shards seen from the learner.
 
-A shard server owns one `ReplayShard` per policy id. Actors call `insert`, the learner calls `exchange`: priorities of
-earlier draws and global counts ride in, a draw and this shard's counts ride out. Both are answered late rather than
-refused when pacing asks for patience, so nobody polls. Shards do not know one another: the learner tells each what the
-others counted, and draws from each in proportion to its mass.
+A shard server owns one `ReplayShard` per policy id. Actors call `insert`, the learner calls `exchange`:
+priorities of earlier draws and global counts ride in, a draw and this shard's counts ride out. Both are
+answered late rather than refused when pacing asks for patience, so nobody polls. Shards do not know one
+another: the learner tells each what the others counted, and draws from each in proportion to its mass.
 
 Dims: U updates, B batch, K shards, M items of one shard's part.
 """
@@ -97,7 +97,9 @@ class ShardServer:
             state: what `save` gave for that checkpoint.
         """
         self.recipe, self.index = recipe, index
-        self.shards = {p: make_shard(recipe, p, groups[p], specs[p], index, incarnation) for p in sorted(groups)}
+        self.shards = {
+            p: make_shard(recipe, p, groups[p], specs[p], index, incarnation) for p in sorted(groups)
+        }
         self.pacing = {p: make_pacing(recipe, specs[p], len(g.slots)) for p, g in groups.items()}
         self.env_steps = self.agent_steps = 0
         self.updates = dict.fromkeys(groups, 0)
@@ -123,7 +125,7 @@ class ShardServer:
             shard.writer_gone(writer)
 
     async def insert(self, message: Any) -> int:
-        """Store a fragment, held back while pacing says the learner must catch up. Returns the items it released."""
+        """Store a fragment once pacing lets it in; return the items it released."""
         fragment: Fragment = unpack(message)
         policies = [t.policy_id for t in fragment.trajectories]
         async with self._moved:
@@ -187,11 +189,13 @@ class ShardServer:
         row: dict[str, Any] = {}
         for policy_id, shard in self.shards.items():
             row.update({f"{policy_id}/replay{self.index}_{k}": v for k, v in vars(shard.stats()).items()})
-            row[f"{policy_id}/replay{self.index}_insert_wait_s"] = self.pacing[policy_id].report().insert_wait_s
+            row[f"{policy_id}/replay{self.index}_insert_wait_s"] = (
+                self.pacing[policy_id].report().insert_wait_s
+            )
         return {"row": row, "lag": dict(self.lag.counts)}
 
     async def save(self, folder: Path) -> dict[str, Any]:
-        """Write snapshots under `folder` (a checkpoint's `replay/`) between requests; returns the state beside them."""
+        """Write snapshots under `folder` between requests; return the state that belongs beside them."""
         state = {
             "pacing": {p: pacing.state() for p, pacing in self.pacing.items()},
             "env_steps": self.env_steps,
@@ -230,7 +234,9 @@ def reshard(
     One process holds the whole store while it does, once per change of the number of shards.
     """
     for policy_id, group in groups.items():
-        shards = [make_shard(recipe, policy_id, group, specs[policy_id], i, 0) for i in range(recipe.replay.shards)]
+        shards = [
+            make_shard(recipe, policy_id, group, specs[policy_id], i, 0) for i in range(recipe.replay.shards)
+        ]
         restore(saved_shards(replay, policy_id), shards)
         for i, shard in enumerate(shards):
             shard.begin_snapshot(shard_folder(out, policy_id, i)).write_all()
@@ -277,7 +283,7 @@ class RemoteReplay:
         self._max_priority = 1.0
 
     def use(self, handles: Mapping[int, Any]) -> None:
-        """Talk to these shards. One that replaces another brings its own counts; what is missing stays counted."""
+        """Talk to these shards; what a lost one had counted stays counted."""
         new = {i: h for i, h in handles.items() if i not in self.shards or self.shards[i].handle is not h}
         for index, handle in new.items():
             old = self.shards.get(index)
@@ -313,7 +319,9 @@ class RemoteReplay:
         return self._gone["inserted"] + sum(s.inserted for s in self.shards.values())
 
     def pump(self, beta: float, updates: int) -> None:
-        """Ask for draws while pacing and prefetch allow; otherwise ask to be told of new items. Never waits."""
+        """Ask for draws while pacing and prefetch allow; otherwise ask to be told of new items. Never
+        waits.
+        """
         alive = [i for i in self.shards if i not in self.lost]
         while len(self._draws) < self.recipe.learner.prefetch and self.pacing.may_sample():
             masses = [self.shards[i].mass.mass for i in alive]

@@ -1,8 +1,10 @@
-"""The service wiring, seen from the supervisor's process: shard actors between rollout actors and the learner.
+"""The service wiring, seen from the supervisor's process: shard actors between rollout actors and the
+learner.
 
-Rollout actors push to their shard (`index % shards`) and pull weights from the board; the learner draws from all shards.
-The supervisor holds one `run_for` call with each of them, hears their counts, and replaces whoever dies: an actor as a
-new incarnation, a shard from the newest checkpoint's snapshot, the learner from its checkpoint, the board empty.
+Rollout actors push to their shard (`index % shards`) and pull weights from the board; the learner draws from
+all shards. The supervisor holds one `run_for` call with each of them, hears their counts, and replaces
+whoever dies: an actor as a new incarnation, a shard from the newest checkpoint's snapshot, the learner from
+its checkpoint, the board empty.
 """
 
 from __future__ import annotations
@@ -44,7 +46,13 @@ class ServiceSession(RaySession):
     """A run in being; see `seqrl_ray.loops.drive.Session`."""
 
     def __init__(
-        self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float = 0.0, resume: Path | None = None
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        *,
+        root: Path,
+        clock_s: float = 0.0,
+        resume: Path | None = None,
     ) -> None:
         """Start the processes; arguments as in `RaySession`."""
         super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
@@ -68,7 +76,7 @@ class ServiceSession(RaySession):
         self._saving: _Saving | None = None
         self._waited_s = 0.0
 
-    # ------------------------------------------------------------------------------------------ making processes
+    # --------------------------------------------------------------------------------------- making processes
 
     def _make_learner(self, resume: Path | None) -> Any:
         p = self.placement
@@ -79,7 +87,6 @@ class ServiceSession(RaySession):
             self.recipe,
             self.groups,
             device=p.device,
-            compile_updates=p.compile_updates,
             threads=p.learner_threads,
             epoch=self.epoch,
             resume=resume,
@@ -91,10 +98,14 @@ class ServiceSession(RaySession):
         )
         state = states.get(str(index))
         folder = replay if state is not None else None
-        return remote.remote(self.recipe, self.groups, self._specs, index, self._shard_lives[index], folder, state)
+        return remote.remote(
+            self.recipe, self.groups, self._specs, index, self._shard_lives[index], folder, state
+        )
 
     def _replay_to_go_on_from(self, checkpoint: Path | None) -> tuple[Path | None, dict[str, Any]]:
-        """Return (replay folder, shard -> state) of a checkpoint, spread over the present number of shards."""
+        """Return (replay folder, shard -> state) of a checkpoint, spread over the present number of
+        shards.
+        """
         if checkpoint is None:
             return None, {}
         states: dict[str, Any] = checkpoints.load(checkpoint, "shards")
@@ -107,7 +118,7 @@ class ServiceSession(RaySession):
         ray.get(task.remote(self.recipe, self.groups, self._specs, replay, out))
         return out, _spread(states, self.recipe.replay.shards)
 
-    # ------------------------------------------------------------------------------------------------- training
+    # ----------------------------------------------------------------------------------------------- training
 
     def advance(self, seconds: float) -> Advance:
         """Let learner and actors run, and mend what broke."""
@@ -132,7 +143,9 @@ class ServiceSession(RaySession):
         row = self._row(report.row)
         self.last = {k: int(row[k]) for k in self.last}
         finished, self._finished = self._finished, []
-        return Advance(row, finished, self.take_failures(), self.interim_results(), report.done)
+        return Advance(
+            row, finished, self.take_failures(), self.interim_results(), report.notes, report.done
+        )
 
     def _send(self, index: int) -> None:
         shard = self._shards[index % len(self._shards)]
@@ -195,7 +208,7 @@ class ServiceSession(RaySession):
         row["policy_lag_p50"], row["policy_lag_p95"] = lag.quantile(0.5), lag.quantile(0.95)
         return row
 
-    # --------------------------------------------------------------------------------------------------- mending
+    # ------------------------------------------------------------------------------------------------ mending
 
     def _bury(self, index: int, cause: str, *, application_error: bool) -> None:
         steps = self.recipe.actors.fragment_steps * self.recipe.actors.envs_per_actor
@@ -204,7 +217,9 @@ class ServiceSession(RaySession):
         shard.writer_gone.remote(f"actor-{index}")
 
     def _replace_shard(self, index: int) -> None:
-        """Restart a shard from the newest checkpoint, unless it turns out to be alive (or replaced already)."""
+        """Restart a shard from the newest checkpoint, unless it turns out to be alive (or replaced
+        already).
+        """
         try:
             ray.get(self._shards[index].pid.remote(), timeout=60.0)
             return
@@ -236,16 +251,18 @@ class ServiceSession(RaySession):
         found = checkpoints.complete(self.root)
         self.epoch += 1
         self._learner = self._make_learner(found[-1] if found else None)
-        report: ServiceReport = ray.get(self._learner.run_for.remote(seconds, self._shards, self.supervisor.board))
+        report: ServiceReport = ray.get(
+            self._learner.run_for.remote(seconds, self._shards, self.supervisor.board)
+        )
         death.lost_updates = max(0, self.last["updates"] - report.restored["updates"])
         self._saving = None
         self.recovered(death)
         return report
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
+    # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
-        """Begin a checkpoint: the learner freezes its state, the shards write between requests; or wait for it all."""
+        """Begin a checkpoint: the learner freezes its state, the shards write between requests."""
         self._finish_saving(wait=True)
         name = f"{self.last['env_steps']:012d}"
         try:
@@ -275,7 +292,7 @@ class ServiceSession(RaySession):
             states = {str(i): ray.get(call) for i, call in saving.shards.items()}
             ray.get(self._learner.write.remote(self.root, saving.name, {**saving.trees, "shards": states}))
         except RayActorError:
-            return  # a shard or the learner died meanwhile: its own report mends it, the next checkpoint will be whole
+            return  # someone died meanwhile: its own report mends it, the next checkpoint is whole
 
     def close(self) -> None:
         """End every process of the run; closing twice is harmless."""
@@ -294,7 +311,9 @@ def _spread(states: Mapping[str, Any], shards: int) -> dict[str, Any]:
         first["env_steps"] += state["env_steps"]
         first["agent_steps"] += state["agent_steps"]
         for policy_id, pacing in state["pacing"].items():
-            held = first["pacing"].setdefault(policy_id, {**pacing, "inserted": 0, "sampled": 0, "elsewhere": [0, 0]})
+            held = first["pacing"].setdefault(
+                policy_id, {**pacing, "inserted": 0, "sampled": 0, "elsewhere": [0, 0]}
+            )
             held["inserted"] += pacing["inserted"]
             held["sampled"] += pacing["sampled"]
     empty = {

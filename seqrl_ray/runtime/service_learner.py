@@ -33,6 +33,7 @@ class ServiceReport:
     restored: dict[str, int]
     lost_shards: list[int]
     board_lost: bool
+    notes: list[str]
     done: bool
 
 
@@ -45,14 +46,13 @@ class ServiceLearner:
         groups: Mapping[str, GroupSpec],
         *,
         device: str,
-        compile_updates: int,
         threads: int,
         epoch: int,
         resume: Path | None,
     ) -> None:
         torch.set_num_threads(threads)
         self.recipe = recipe
-        self.learner = Learner(recipe, groups, device=device, compile_updates=compile_updates)
+        self.learner = Learner(recipe, groups, device=device)
         self.replays = {
             policy_id: RemoteReplay(
                 recipe,
@@ -97,7 +97,7 @@ class ServiceLearner:
         return self.progress >= 1.0 or bool(limit and self.learner.updates >= limit)
 
     def run_for(self, seconds: float, shards: Mapping[int, Any], board: Any) -> ServiceReport:
-        """Train for about this long, or until the budget is spent or a shard is lost.
+        """Train for about this long; return earlier if the budget is spent, a shard is lost, or there is news.
 
         Args:
             seconds: wall time.
@@ -111,13 +111,17 @@ class ServiceLearner:
         until = time.monotonic() + seconds
         known_lost = self._lost()
         board_lost = False
-        while time.monotonic() < until and not self.done and self._lost() <= known_lost:
+        compiling = self.learner.compiling
+        while time.monotonic() < until and not self.done and self._lost() <= known_lost and not compiling.notes:
             self._turn()
+            if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
+                compiling.consider(self.progress)
             board_lost = board_lost or self._publish()
         if self.done:
             self._published_at = 0.0
             board_lost = board_lost or self._publish()
-        return ServiceReport(self._row(), self.restored, sorted(self._lost()), board_lost, self.done)
+        lost, notes = sorted(self._lost()), compiling.take_notes()
+        return ServiceReport(self._row(), self.restored, lost, board_lost, notes, self.done)
 
     def _lost(self) -> set[int]:
         return set().union(*(r.lost for r in self.replays.values()))
@@ -176,7 +180,7 @@ class ServiceLearner:
         return row
 
     def hold(self, trees: Mapping[str, Any]) -> None:
-        """Freeze this moment's state for a checkpoint that `write` will make exist once the shards have written."""
+        """Freeze this moment's state; `write` makes the checkpoint exist once the shards have written."""
         self._held = {
             **trees,
             "trainer": {

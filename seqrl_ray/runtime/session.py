@@ -30,7 +30,6 @@ class Placement:
     device: str
     num_gpus: float
     learner_threads: int
-    compile_updates: int
     actor_cpus: float
     learner_cpus: float
     shard_cpus: float
@@ -49,9 +48,11 @@ class Death:
 
 
 class RaySession:
-    """The part of a run that does not depend on its wiring; `ColocatedSession` and `ServiceSession` add the rest."""
+    """What does not depend on the wiring; `ColocatedSession` and `ServiceSession` add the rest."""
 
-    def __init__(self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None) -> None:
+    def __init__(
+        self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None
+    ) -> None:
         """Start the board.
 
         Args:
@@ -63,7 +64,9 @@ class RaySession:
         """
         self.recipe, self.placement, self.root = recipe, placement, root
         self.exact = resume is not None and recipe.actors.in_flight == 1
-        """Resume open episodes where they were: only a lock-step run has all of them at rest when it saves."""
+        """Resume open episodes where they were: only a lock-step run has all of them at rest when it
+        saves.
+        """
         self.supervisor = Supervisor(recipe, actor_cpus=placement.actor_cpus)
         if resume is not None:
             checkpoints.verify(resume)
@@ -99,7 +102,9 @@ class RaySession:
     def restore_rollouts(self, resume: Path) -> None:
         """Hand every actor its open episodes back (lock-step runs)."""
         saved = checkpoints.load(resume, "rollouts")
-        ray.get([self.supervisor.actors[int(i)].go_on_from.remote(state) for i, state in saved.items() if state])
+        ray.get(
+            [self.supervisor.actors[int(i)].go_on_from.remote(state) for i, state in saved.items() if state]
+        )
 
     def rollout_states(self) -> dict[str, Any]:
         """Return every actor's open episodes (lock-step runs)."""
@@ -107,7 +112,7 @@ class RaySession:
         states = ray.get([actor.open_episodes.remote() for actor in actors.values()])
         return {str(i): state for i, state in zip(actors, states, strict=True)}
 
-    # --------------------------------------------------------------------------------------------- deaths
+    # ------------------------------------------------------------------------------------------------- deaths
 
     def take_failures(self) -> list[Failure]:
         """Return the deaths that have been mended since the last call."""
@@ -117,7 +122,9 @@ class RaySession:
     def recovered(self, death: Death) -> None:
         """Account for a death that has been mended now."""
         took = round(self.at_s() - death.noticed, 3)
-        self._mended.append(Failure(death.what, round(death.noticed, 3), took, death.lost_steps, death.lost_updates))
+        self._mended.append(
+            Failure(death.what, round(death.noticed, 3), took, death.lost_steps, death.lost_updates)
+        )
 
     def bury_actor(self, index: int, cause: str, *, application_error: bool, lost_steps: int) -> Any:
         """Count an actor's death, make sure it is dead, and start its replacement.
@@ -139,10 +146,12 @@ class RaySession:
         publish(self.supervisor.make_board())
         self.recovered(death)
 
-    # ---------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------ judging
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
-        """Evaluate the board's weights on an evaluator beside the training; skipped while one is still at it."""
+        """Evaluate the board's weights on an evaluator beside the training; skipped while one is still at
+        it.
+        """
         if self._interim is not None:
             return
         if self._evaluator is None:

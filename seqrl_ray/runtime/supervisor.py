@@ -1,9 +1,9 @@
 """The supervisor: makes processes, replaces dead ones, and knows when a run must not go on.
 
-A process death is answered by a new process, within a budget per ten minutes. An application error (a traceback from
-our own or the user's code) is answered once; the same traceback again from the same kind of place stops the run, because
-a restart would only repeat it. Every process is one Ray actor without Ray's own restarts: the supervisor decides what a
-replacement is told (a new incarnation, a checkpoint, an empty board).
+A process death is answered by a new process, within a budget per ten minutes. An application error (a
+traceback from our own or the user's code) is answered once; the same traceback again from the same kind of
+place stops the run, because a restart would only repeat it. Every process is one Ray actor without Ray's own
+restarts: the supervisor decides what a replacement is told (a new incarnation, a checkpoint, an empty board).
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ WINDOW_S = 600.0
 
 def threads_env(threads: int = 1) -> dict[str, Any]:
     """Runtime environment of a process that shall use this many torch threads (and one for numpy)."""
-    return {"env_vars": {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}}
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+    }
 
 
 @dataclass
@@ -61,12 +67,16 @@ class Budget:
         """
         place = f"{what}\n{_fingerprint(traceback)}"
         if place in self.errors:
-            raise WorkerError(f"the same error twice from {what}, so a restart does not cure it:\n{traceback}")
+            raise WorkerError(
+                f"the same error twice from {what}, so a restart does not cure it:\n{traceback}"
+            )
         self.errors.add(place)
 
 
 def _fingerprint(traceback: str) -> str:
-    """The frames and the error of a traceback without what changes from process to process (ids, addresses)."""
+    """The frames and the error of a traceback without what changes from process to process (ids,
+    addresses).
+    """
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', traceback)
     last = traceback.strip().splitlines()[-1] if traceback.strip() else ""
     return f"{frames[-3:]} {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', last)}"
@@ -88,7 +98,7 @@ class Supervisor:
         return {"incarnations": {str(i): n for i, n in self.incarnations.items()}}
 
     def go_on_from(self, state: Mapping[str, Any], *, exact: bool) -> None:
-        """Make actors of incarnations the replay has not seen; or of the same ones, if their streams go on exactly."""
+        """Make actors of new incarnations, or of the same ones if their streams go on exactly."""
         for index, number in state["incarnations"].items():
             if int(index) in self.incarnations:
                 self.incarnations[int(index)] = int(number) - 1 if exact else int(number)

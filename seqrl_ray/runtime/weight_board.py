@@ -1,7 +1,7 @@
 """The weight board: the newest two versions of every policy's weights, for whoever asks.
 
-The board owns the arrays it serves (the learner sends them), so a dead learner takes no weights with it. It may be
-restarted empty at any time: the learner publishes again.
+The board owns the arrays it serves (the learner sends them), so a dead learner takes no weights with it. It
+may be restarted empty at any time: the learner publishes again.
 """
 
 from __future__ import annotations

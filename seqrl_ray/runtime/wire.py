@@ -1,7 +1,8 @@
 """How messages travel between Ray actors.
 
-A small message goes as one bytes blob: Ray's own treatment of many little arrays costs more than the arrays. A large one
-goes as it is, so that its arrays lie in shared memory and are read without a copy (read-only there).
+A small message goes as one bytes blob: Ray's own treatment of many little arrays costs more than the arrays.
+A large one goes as it is, so that its arrays lie in shared memory and are read without a copy (read-only
+there).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from seqrl_ray.types import Array, Fragment
 
 INLINE_BYTES = 90_000
-"""Ray keeps replies up to 100 KB inside the message itself; larger ones take the way through the object store."""
+"""Ray keeps replies up to 100 KB inside the message; larger ones go through the object store."""
 
 
 def pack(message: Any, arrays: Iterable[Array]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.traffic.env import TrafficEnv
 from seqrl_ray.envs.traffic.files import district_files
 from seqrl_ray.recipe_env import PolicySettings

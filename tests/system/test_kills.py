@@ -103,7 +103,8 @@ def test_a_killed_actor_is_replaced(ray_here, tmp_path, capsys, wiring):
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_a_hanging_actor_is_replaced(ray_here, tmp_path, capsys, wiring):
-    summary = run_with_a_death(tmp_path, WIRINGS[wiring], lambda s: kill(s.supervisor.actors[1], signal.SIGSTOP))
+    longer = (*WIRINGS[wiring], "actors.hang_timeout_s=3.0", "stop.env_steps=60000")
+    summary = run_with_a_death(tmp_path, longer, lambda s: kill(s.supervisor.actors[1], signal.SIGSTOP))
     survived(summary, "actor", capsys)
 
 

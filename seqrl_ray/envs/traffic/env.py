@@ -12,12 +12,12 @@ Dims: N signals, S signals of one policy group, D features, A actions, T decisio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, blank_rows, own_actions
+from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, blank_rows
 from seqrl_ray.envs.traffic.audit import read_states, violations
 from seqrl_ray.envs.traffic.controllers import CONTROLLERS, PROGRAMMES, RuleController, actuated_programme
 from seqrl_ray.envs.traffic.files import district_files
@@ -37,6 +37,7 @@ from seqrl_ray.types import (
     ActionSpec,
     Array,
     ArraySpec,
+    BoolArray,
     EpisodeEnd,
     FloatArray,
     GroupSpec,
@@ -91,7 +92,10 @@ class TrafficEnv:
         names = [signal.id for signal in network.signals]
         self._programme = controller in PROGRAMMES
         programme = actuated_programme(network, settings) if controller == "actuated" else None
-        self._simulation = Simulation(net, route, names, emissions=settings.emissions, program=programme)
+        self._trips = evaluation or details or settings.training_trip_metrics
+        self._simulation = Simulation(
+            net, route, names, emissions=settings.emissions, program=programme, trips=self._trips
+        )
         try:
             self._build(policies, names)
         except BaseException:
@@ -137,7 +141,7 @@ class TrafficEnv:
             for policy, group in self._groups.items()
         }
         self._blank = {policy: blank_rows(group) for policy, group in self._groups.items()}
-        self._own = {policy: own_actions(group) for policy, group in self._groups.items()}
+        self._constants = {policy: _Constants(group) for policy, group in self._groups.items()}
         self._widest = {
             policy: max(slot.obs_size for slot in group.slots) for policy, group in self._groups.items()
         }
@@ -310,7 +314,7 @@ class TrafficEnv:
         inside, elsewhere = self._recorder.jams(simulation)
         teleports = float(simulation.statistic("teleports.total"))
         simulation.end()
-        trips = read_trips(simulation.trips_file)
+        trips = read_trips(simulation.trips_file) if self._trips else None
         shown = read_states(simulation.states_file)
         unsafe = violations(shown, settings, programme=self._programme)
         totals = {
@@ -322,7 +326,7 @@ class TrafficEnv:
             "safety_refusals": float(self._safety.refusals),
         }
         metrics = self._recorder.metrics(trips, totals)
-        details = self._recorder.details(trips, shown)
+        details = {} if trips is None else self._recorder.details(trips, shown)
         return EpisodeEnd(0, self._seed, len(self._history), metrics, details)
 
     # ----------------------------------------------------------------------------- signals <-> groups
@@ -353,25 +357,24 @@ class TrafficEnv:
             rows[policy][:, : self._widest[policy]] = pool[places]  # [S, D]
         return rows
 
-    def _next_step(self, policy: str, observations: Mapping[str, Array], reward: FloatArray) -> Step:
-        size = len(self._members[policy])
-        no = np.zeros(size, bool)
-        return self._step(policy, observations[policy], reward, truncated=no, valid=~no, is_first=no)
-
     def _first_step(self, policy: str, observations: Mapping[str, Array]) -> Step:
-        size = len(self._members[policy])
-        no = np.zeros(size, bool)
-        zeros = np.zeros(len(self.network.signals), np.float32)
-        return self._step(policy, observations[policy], zeros, truncated=no, valid=no, is_first=~no)
+        k = self._constants[policy]
+        return self._step(policy, observations[policy], k.zeros, truncated=k.no, valid=k.no, is_first=k.yes)
+
+    def _next_step(self, policy: str, observations: Mapping[str, Array], reward: FloatArray) -> Step:
+        k, members = self._constants[policy], self._members[policy]
+        return self._step(
+            policy, observations[policy], reward[members], truncated=k.no, valid=k.yes, is_first=k.no
+        )
 
     def _last_step(
         self, policy: str, final: Mapping[str, Array], fresh: Mapping[str, Array], reward: FloatArray
     ) -> Step:
-        size = len(self._members[policy])
-        yes = np.ones(size, bool)
-        return self._step(
-            policy, fresh[policy], reward, truncated=yes, valid=yes, is_first=yes, final_obs=final[policy]
+        k, members = self._constants[policy], self._members[policy]
+        step = self._step(
+            policy, fresh[policy], reward[members], truncated=k.yes, valid=k.yes, is_first=k.yes
         )
+        return replace(step, final_slots=np.arange(len(members)), final_obs=final[policy])
 
     def _step(
         self,
@@ -379,26 +382,34 @@ class TrafficEnv:
         obs: Array,
         reward: FloatArray,
         *,
-        truncated: Any,
-        valid: Any,
-        is_first: Any,
-        final_obs: Any = None,
+        truncated: BoolArray,
+        valid: BoolArray,
+        is_first: BoolArray,
     ) -> Step:
-        members, group = self._members[policy], self._groups[policy]
-        size = len(members)
-        legal = self._safety.legal[members, : group.action.n] & self._own[policy]
+        k = self._constants[policy]
         return Step(
             obs=obs,
-            reward=reward[members],
-            terminated=np.zeros(size, bool),
+            reward=reward,
+            terminated=k.no,
             truncated=truncated,
             valid=valid,
-            active=np.ones(size, bool),
+            active=k.yes,
             is_first=is_first,
-            episode_id=np.full(size, self._index, np.int64),
-            final_slots=np.arange(size if final_obs is not None else 0),
-            final_obs=final_obs
-            if final_obs is not None
-            else np.zeros((0, *group.obs.shape), group.obs.dtype),
-            legal=legal,
+            episode_id=np.full(len(k.no), self._index, np.int64),
+            final_slots=k.nobody,
+            final_obs=k.nothing,
+            legal=self._safety.legal[self._members[policy], : self._groups[policy].action.n],
         )
+
+
+class _Constants:
+    """Arrays of a group's steps that never change; read-only, because every step hands out the same ones."""
+
+    def __init__(self, group: GroupSpec) -> None:
+        size = len(group.slots)
+        self.yes, self.no = np.ones(size, bool), np.zeros(size, bool)
+        self.zeros = np.zeros(size, np.float32)
+        self.nobody = np.zeros(0, np.int64)
+        self.nothing = np.zeros((0, *group.obs.shape), group.obs.dtype)
+        for array in (self.yes, self.no, self.zeros, self.nobody, self.nothing):
+            array.flags.writeable = False

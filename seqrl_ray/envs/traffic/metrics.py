@@ -134,27 +134,31 @@ class Recorder:
         inside = any(vehicle.getLaneID(v).startswith(self._inside) for v in stuck)
         return inside, bool(stuck) and not inside
 
-    def metrics(self, trips: Trips, totals: dict[str, float]) -> dict[str, float]:
+    def metrics(self, trips: Trips | None, totals: dict[str, float]) -> dict[str, float]:
         """Return the episode's metrics.
 
         Args:
-            trips: of the whole episode.
+            trips: of the whole episode; None where they were not recorded.
             totals: metrics that others counted: teleports, safety_violations, safety_refusals, jams.
         """
-        inserted = trips.inserted > 0
         metrics = {
             "return": float(self._return.mean()),
+            "queue_vehicles": _mean(np.array(self._queue)),
+            "queue_longest_vehicles": self._longest,
+            **totals,
+        }
+        if trips is None:
+            return metrics
+        inserted = trips.inserted > 0
+        metrics |= {
             "delay_s": _mean(trips.delay_s),
             "delay_p95_s": float(np.percentile(trips.delay_s, 95)) if trips.delay_s.size else 0.0,
             "travel_time_s": _mean(trips.travel_s[inserted]),
             "waiting_s": _mean(trips.waiting_s[inserted]),
             "stops": _mean(trips.stops[inserted]),
-            "queue_vehicles": _mean(np.array(self._queue)),
-            "queue_longest_vehicles": self._longest,
             "throughput_vehicles": float(trips.arrived.sum()),
             "demand_vehicles": float(trips.inserted.size),
             "backlog_vehicles": float(trips.inserted.size - inserted.sum()),
-            **totals,
         }
         if self._emissions:
             metrics |= {"co2_kg": trips.co2_kg, "fuel_kg": trips.fuel_kg}

@@ -227,4 +227,4 @@ def _signal(
 
 
 def _comments(element: ElementTree.Element) -> list[str]:
-    return [(child.text or "").strip() for child in element if child.tag is ElementTree.Comment]
+    return [(child.text or "").strip() for child in element if callable(child.tag)]  # only a comment's tag is

@@ -98,8 +98,8 @@ class Observer:
         return waited.clip(0.0, 3.0)
 
     def _speed(self) -> Float64:
-        share = self._sensors.read("speed") / self._sensors.limit
-        return share.clip(0.0, 1.0)
+        share: Float64 = (self._sensors.read("speed") / self._sensors.limit).clip(0.0, 1.0)
+        return share
 
     def _upstream(self) -> Float64:
         halting, vehicles = self._sensors.read("up_halting"), self._sensors.read("up_vehicles")
@@ -107,7 +107,7 @@ class Observer:
         return np.concatenate([feeds @ halting, feeds @ (vehicles - halting)]) / COUNT_SCALE  # [2A]
 
     def _downstream(self) -> Float64:
-        filled = self._sensors.read("out_vehicles") * QUEUED_CAR_M / self._sensors.out_length_m
+        filled: Float64 = self._sensors.read("out_vehicles") * QUEUED_CAR_M / self._sensors.out_length_m
         return filled.clip(0.0, 1.0)
 
     def _backlog(self) -> Float64:

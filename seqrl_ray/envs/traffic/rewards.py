@@ -57,7 +57,7 @@ class Rewards:
         if self._settings.reward == "pressure":
             return s.signal_out @ s.read("out_vehicles") - s.signal_lanes @ s.read("vehicles")
         if self._settings.reward == "waiting":
-            wait = s.signal_lanes @ self._waiting.per_lane() / 100.0  # [N]
+            wait = s.signal_lanes @ self._waiting.per_lane(s.read("vehicles")) / 100.0  # [N]
             reward = self._last_wait - wait
             self._last_wait = wait
             return reward
@@ -79,13 +79,15 @@ class AccumulatedWaiting:
         """Forget the vehicles of the last episode."""
         self._history = {}
 
-    def per_lane(self) -> FloatArray:
-        """[A] seconds, float64."""
+    def per_lane(self, counts: FloatArray) -> FloatArray:
+        """[A] seconds, float64; `counts` [A] are the vehicles on each lane now."""
         vehicles_of = self._api.lane.getLastStepVehicleIDs
         waited = self._api.vehicle.getAccumulatedWaitingTime
         history = self._history
         total = np.zeros(len(self._lanes))
-        for place, lane in enumerate(self._lanes):
+        for place, (lane, count) in enumerate(zip(self._lanes, counts.tolist(), strict=True)):
+            if not count:
+                continue
             wait = 0.0
             for vehicle in vehicles_of(lane):
                 own = waited(vehicle)

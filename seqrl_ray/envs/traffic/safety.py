@@ -46,7 +46,10 @@ class SafetyLayer:
         self._settings = settings
         self._change_s = settings.yellow_s + settings.all_red_s
         self._counts = np.array([len(s.greens) for s in signals])
+        self._rows = np.arange(len(signals))
         self._own = np.arange(self._counts.max()) < self._counts[:, None]  # [N, A]
+        self._own.flags.writeable = False
+        self._known: dict[tuple[int, int, int], tuple[Command, ...]] = {}
         self.refusals = 0
         """Wishes not carried out since `start`."""
         self.phase = np.zeros(len(signals), np.int64)
@@ -70,17 +73,21 @@ class SafetyLayer:
         """Set the clock to the next decision and work out what is legal then."""
         self._now_s = now_s
         s = self._settings
-        free = now_s - self.changed_s >= self._change_s + s.min_green_s  # [N] min green met
+        free = self.time_in_phase_s >= self._change_s + s.min_green_s  # [N] min green met
+        if s.transitions == "any" and s.max_green_s is None and free.all():
+            self._legal = self._own  # the usual case
+            return
         if s.transitions == "any":
-            reach = self._own.copy()
+            reach = self._own
         else:
             reach = np.zeros_like(self._own)
-            reach[np.arange(len(reach)), (self.phase + 1) % self._counts] = True
+            reach[self._rows, (self.phase + 1) % self._counts] = True
         legal = reach & free[:, None]  # [N, A]
         hold = np.ones(len(legal), bool)
         if s.max_green_s is not None:
             hold = ~(free & (now_s - self._green_since_s + s.decision_s > s.max_green_s))
-        legal[np.arange(len(legal)), self.phase] = hold
+        legal[self._rows, self.phase] = hold
+        legal.flags.writeable = False
         self._legal = legal
 
     @property
@@ -90,7 +97,7 @@ class SafetyLayer:
 
     @property
     def legal(self) -> BoolArray:
-        """[N, A] what each signal may be asked now; a minimum of one action is always legal."""
+        """[N, A] what each signal may be asked now, read-only; at least one action is always legal."""
         return self._legal
 
     def decide(self, wish: IntArray) -> list[Command]:
@@ -101,24 +108,26 @@ class SafetyLayer:
         Returns: the states to show, for the whole decision.
         """
         commands: list[Command] = []
-        rows = range(len(self._signals))
-        for n, wanted, allowed in zip(rows, wish.tolist(), self._legal, strict=True):
-            now, then = int(self.phase[n]), wanted
-            if not 0 <= wanted < len(allowed) or not allowed[wanted]:
+        for n, (now, then, allowed) in enumerate(
+            zip(self.phase.tolist(), wish.tolist(), self._legal.tolist(), strict=True)
+        ):
+            if not 0 <= then < len(allowed) or not allowed[then]:
                 self.refusals += 1
                 then = now if allowed[now] else (now + 1) % int(self._counts[n])
             if then != now:
-                commands.extend(self._change(n, now, then))
+                commands.extend(self._changes(n, now, then))
+                self.phase[n] = then
+                self.changed_s[n] = self._now_s
+                self._green_since_s[n] = self._now_s + self._change_s
         return commands
 
-    def _change(self, n: int, now: int, then: int) -> list[Command]:
-        signal, s = self._signals[n], self._settings
-        yellow = yellow_state(signal.greens[now], signal.greens[then])
-        commands = [Command(0, signal.id, yellow)]
-        if s.all_red_s:
-            commands.append(Command(s.yellow_s, signal.id, yellow.replace("y", "r")))
-        commands.append(Command(self._change_s, signal.id, signal.greens[then]))
-        self.phase[n] = then
-        self.changed_s[n] = self._now_s
-        self._green_since_s[n] = self._now_s + self._change_s
-        return commands
+    def _changes(self, n: int, now: int, then: int) -> tuple[Command, ...]:
+        """States of signal `n` on the way between two greens; computed once."""
+        known = self._known.get((n, now, then))
+        if known is None:
+            signal, s = self._signals[n], self._settings
+            yellow = yellow_state(signal.greens[now], signal.greens[then])
+            clearance = (Command(s.yellow_s, signal.id, yellow.replace("y", "r")),) if s.all_red_s else ()
+            green = Command(self._change_s, signal.id, signal.greens[then])
+            known = self._known[n, now, then] = (Command(0, signal.id, yellow), *clearance, green)
+        return known

@@ -29,7 +29,7 @@ class Simulation:
     """The process's one SUMO."""
 
     def __init__(
-        self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None
+        self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None, trips: bool = True
     ) -> None:
         """Take the process's place for SUMO; nothing runs before `start`.
 
@@ -38,6 +38,7 @@ class Simulation:
             route: SUMO route file.
             signals: ids whose shown states are recorded.
             emissions: record CO2 and fuel per trip.
+            trips: record one row per trip.
             program: further `<tlLogic>` elements to load, or None.
         Raises: EnvError: this process already has a live simulation.
         """
@@ -78,11 +79,13 @@ class Simulation:
                 "--additional-files",
                 str(additional),
             ),
-            *("--tripinfo-output", str(self.trips_file), "--tripinfo-output.write-unfinished"),
-            *("--tripinfo-output.write-undeparted", "--error-log", str(self._errors)),
+            *("--error-log", str(self._errors)),
             *("--no-warnings", "--no-step-log", "--duration-log.disable", "--xml-validation", "never"),
             *("--waiting-time-memory", "1000", "--max-depart-delay", "-1"),
         ]
+        if trips:
+            self._command += ["--tripinfo-output", str(self.trips_file)]
+            self._command += ["--tripinfo-output.write-unfinished", "--tripinfo-output.write-undeparted"]
         if emissions:
             self._command += ["--device.emissions.probability", "1"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from seqrl_ray.algorithms import make_algorithm, settings_class
+from seqrl_ray.algorithms.compiled import enable
 from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot, TransitionTensors
 from torch import Tensor
 
@@ -24,9 +25,10 @@ def learner(group: GroupSpec) -> Callable[..., Any]:
 
     def build(name: str = "double_dqn", seed: int = 0, compile_updates: int = 0, **settings: Any) -> Any:
         settings = {"hidden": (8,), **settings}
-        return make_algorithm(
-            name, settings_class(name)(**settings), group, seed=seed, compile_updates=compile_updates
-        )
+        algorithm = make_algorithm(name, settings_class(name)(**settings), group, seed=seed)
+        if compile_updates:
+            enable(algorithm, compile_updates)
+        return algorithm
 
     return build
 

@@ -36,7 +36,7 @@ def test_no_compiler_is_said_before_anything_is_compiled(
 
 def test_an_algorithm_without_gradients_is_refused(group: GroupSpec) -> None:
     with pytest.raises(RecipeError, match=r'learner\.compile="on" does not fit Random'):
-        make_algorithm("random", settings_class("random")(), group, compile_updates=4)
+        compiled.enable(make_algorithm("random", settings_class("random")(), group))
 
 
 @pytest.mark.slow

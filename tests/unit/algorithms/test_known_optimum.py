@@ -12,7 +12,7 @@ from seqrl_ray.types import ActInput, TransitionTensors
 
 Build = Callable[..., Any]
 
-GAMMA = 0.9
+GAMMA = 0.8
 
 
 def chain(u: int, terminated: bool) -> TransitionTensors[torch.Tensor]:
@@ -41,9 +41,9 @@ def test_truncation_bootstraps_and_termination_does_not(
 ) -> None:
     settings = {"dueling": dueling, "huber_delta": 10.0, **rule}
     cut, ended = (learner(name, **settings) for _ in range(2))
-    for rate in (0.02, 0.002):
-        cut.update(chain(800, terminated=False), {"learning_rate": rate})
-        ended.update(chain(800, terminated=True), {"learning_rate": rate})
+    for rate in (0.02, 0.004):
+        cut.update(chain(300, terminated=False), {"learning_rate": rate})
+        ended.update(chain(300, terminated=True), {"learning_rate": rate})
     assert values(cut) == pytest.approx([1 / (1 - GAMMA), GAMMA / (1 - GAMMA)], rel=0.01)
     assert values(ended) == pytest.approx([1.0, 0.0], abs=0.01)
 

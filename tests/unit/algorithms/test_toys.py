@@ -123,6 +123,30 @@ def test_burn_in_warms_the_state_and_teaches_nothing() -> None:
     assert (seen.priorities != quiet.priorities).any()
 
 
+def test_burn_in_carries_no_gradient() -> None:
+    """The step taken is that of the learned half alone, started from the warmed-up state."""
+    long = settings_class("toy_recurrent")(window_steps=STEPS, period_steps=STEPS, burn_in_steps=2)
+    short = settings_class("toy_recurrent")(window_steps=2, period_steps=2)
+    whole: Any = make_algorithm("toy_recurrent", long, group_of(8))
+    half: Any = make_algorithm("toy_recurrent", short, group_of(8))
+    rng = np.random.default_rng(2)
+    params = {"epsilon": np.ones(8, np.float32)}
+    batch = window(play(whole, rng.integers(0, 2, 8), params, "explore", rng), returns=False)
+    state = batch.extra["recurrent_state"][0]
+    with torch.no_grad():
+        for k in range(2):
+            _, state = whole.network(batch.obs[0, :, k], state)
+    stepwise = {name: v[:, :, 2:] for name, v in vars(batch).items() if torch.is_tensor(v) and v.dim() > 2}
+    stepwise["next_obs"] = batch.next_obs
+    cut = replace(batch, **stepwise, extra={"recurrent_state": state[None]})
+    start = whole.weights()
+    whole.update(replace(batch, learn=batch.learn & (torch.arange(STEPS) >= 2)), whole.hparams(0.0))
+    half.update(cut, half.hparams(0.0))
+    np.testing.assert_allclose(whole.learned()["first_moment"], half.learned()["first_moment"], atol=1e-7)
+    np.testing.assert_allclose(whole.weights(), half.weights(), atol=1e-6)
+    assert np.abs(whole.weights() - start).max() > 1e-4
+
+
 def test_a_full_context_forgets_its_oldest_step() -> None:
     settings = settings_class("toy_window")(window_steps=2)
     algorithm: Any = make_algorithm("toy_window", settings, group_of(1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.traffic.controllers import CONTROLLERS
 from seqrl_ray.envs.traffic.env import TrafficEnv
 from seqrl_ray.envs.traffic.files import district_files

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.traffic.metrics import Recorder, read_trips
 from seqrl_ray.envs.traffic.net import Signal
 from seqrl_ray.errors import EnvError

@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+
 from seqrl_ray.envs.traffic.files import district_files
 from seqrl_ray.envs.traffic.lint import lint
 from seqrl_ray.envs.traffic.net import Network, read_network

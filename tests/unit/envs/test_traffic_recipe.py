@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_traffic import TrafficSettings
 from seqrl_ray.settings import parse

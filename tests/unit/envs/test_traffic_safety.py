@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from seqrl_ray.envs.traffic.audit import Shown, Violation, violations
 from seqrl_ray.envs.traffic.net import Signal
 from seqrl_ray.envs.traffic.safety import SafetyLayer, yellow_state
