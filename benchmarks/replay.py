@@ -2,8 +2,8 @@
 
 Source of the layout: `seqrl_ray/replay/`. Dims: U minibatches of B items per call.
 
-    python benchmarks/replay.py            # prints one JSON line
-    python benchmarks/replay.py --rllib    # also times RLlib's buffer in its own process (needs ray[rllib])
+    python benchmarks/replay.py             # prints one JSON line
+    python benchmarks/replay.py --no-ray    # in process only
 
 Peers take turns in one process; a figure is the median of the repeats, a ratio the median of the repeats'
 ratios. cpprb is no dependency of seqrl-ray: `pip install --no-deps cpprb==11.0.0`.
@@ -31,13 +31,17 @@ from typing import Any
 
 import cpprb
 import numpy as np
+
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
-from seqrl_ray.types import ActionSpec, Array, ArraySpec, GroupSpec, SampleSpec, Slot, Trajectory
+from seqrl_ray.types import ActionSpec, Array, ArraySpec, Fragment, GroupSpec, SampleSpec, Slot, Trajectory
 
 ALPHA, BETA = 0.6, 0.4
 SLOTS, EPISODE_STEPS = 64, 200
 SHAPES = ((1, 32), (16, 32), (1, 256), (1, 2_048))
+RAY_SHARDS = 2
+RAY_SHAPES = ((16, 32), (32, 32), (32, 256))
+"""Through Ray a draw is split over the shards: half of its items come from each."""
 
 
 def fragment(rng: np.random.Generator, episode: int, steps: int = EPISODE_STEPS) -> Trajectory:
@@ -69,16 +73,16 @@ def fragment(rng: np.random.Generator, episode: int, steps: int = EPISODE_STEPS)
     )
 
 
+def cartpole_group() -> GroupSpec:
+    """Four numbers per observation, two actions."""
+    slots = tuple(Slot(i, "agent", 4, 2) for i in range(SLOTS))
+    return GroupSpec("shared", slots, ArraySpec((4,), "float32"), ActionSpec("discrete", 2))
+
+
 def ours(items: int, sampler: str, rng: np.random.Generator) -> ReplayShard:
     """A full shard with random priorities."""
-    group = GroupSpec(
-        "shared",
-        tuple(Slot(i, "agent", 4, 2) for i in range(SLOTS)),
-        ArraySpec((4,), "float32"),
-        ActionSpec("discrete", 2),
-    )
     settings = ReplaySettings(sampler=sampler, capacity_steps=items, alpha=ALPHA, beta_start=BETA)
-    shard = ReplayShard(group, SampleSpec("transitions"), settings, seed=0)
+    shard = ReplayShard(cartpole_group(), SampleSpec("transitions"), settings, seed=0)
     episode = 0
     while shard.stats().evicted_rows == 0:
         shard.insert(fragment(rng, episode))
@@ -120,13 +124,15 @@ def per_call_s(call: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def compare(mine: Callable[[], None], other: Callable[[], None], repeats: int) -> dict[str, float]:
+def compare(
+    mine: Callable[[], None], other: Callable[[], None], repeats: int, peer: str = "cpprb"
+) -> dict[str, float]:
     """Time both in turn. `ratio` > 1: ours is faster."""
     calls = max(20, int(0.1 / per_call_s(other, 20)))
     pairs = [(per_call_s(mine, calls), per_call_s(other, calls)) for _ in range(repeats)]
     return {
         "ours_ms": round(1e3 * statistics.median(a for a, _ in pairs), 4),
-        "cpprb_ms": round(1e3 * statistics.median(b for _, b in pairs), 4),
+        f"{peer}_ms": round(1e3 * statistics.median(b for _, b in pairs), 4),
         "ratio": round(statistics.median(b / a for a, b in pairs), 3),
     }
 
@@ -171,18 +177,12 @@ def atari_bytes_per_step(capacity: int = 2_000) -> dict[str, float]:
     return figures
 
 
-def rllib_ms(items: int, batch: int, repeats: int) -> float:
-    """Milliseconds of one draw of `batch` and its priority write in RLlib's buffer, in its own process (no
-    Ray call).
-
-    This is the peer's side of the Ray comparison: its buffer lives in the driver, so nothing it does is
-    remote.
-    """
+def rllib_buffer(items: int, rng: np.random.Generator) -> Any:
+    """Fill RLlib's prioritised buffer likewise. It lives in its driver's process: nothing it does is remote."""
     import gymnasium
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
     from ray.rllib.utils.replay_buffers.prioritized_episode_buffer import PrioritizedEpisodeReplayBuffer
 
-    rng = np.random.default_rng(0)
     buffer = PrioritizedEpisodeReplayBuffer(capacity=items, alpha=ALPHA)
     for _ in range(items // EPISODE_STEPS):
         episode = SingleAgentEpisode(
@@ -195,12 +195,76 @@ def rllib_ms(items: int, batch: int, repeats: int) -> float:
             action_space=gymnasium.spaces.Discrete(2),
         )
         buffer.add(episode)
+    return buffer
 
-    def call() -> None:
-        buffer.sample(num_items=batch, n_step=1, beta=BETA, gamma=0.99)
-        buffer.update_priorities(rng.random(batch) + 1e-3)
 
-    return round(1e3 * statistics.median(per_call_s(call, 5) for _ in range(repeats)), 3)
+def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator) -> Any:
+    """Start shard actors as a service run does, fill them, and return the learner's view of them."""
+    import ray
+    from seqrl_ray.api import read_recipe
+    from seqrl_ray.loops.trainer import make_pacing
+    from seqrl_ray.runtime.replay_service import RemoteReplay, ShardServer
+    from seqrl_ray.runtime.supervisor import threads_env
+    from seqrl_ray.runtime.wire import pack_fragment
+
+    recipe = read_recipe(
+        "classic/cartpole",
+        [
+            "replay.sampler=prioritised",
+            f"replay.capacity_steps={items}",
+            f"replay.alpha={ALPHA}",
+            f"replay.shards={RAY_SHARDS}",
+            f"learner.updates_per_call={updates}",
+            f"learner.batch_size={batch}",
+        ],
+    )
+    unpaced = recipe.replay.model_copy(update={"samples_per_insert": None})
+    recipe = recipe.model_copy(update={"replay": unpaced})
+    group, spec = cartpole_group(), SampleSpec("transitions")
+    remote = ray.remote(ShardServer).options(max_concurrency=1000, runtime_env=threads_env())
+    shards = {
+        i: remote.remote(recipe, {"shared": group}, {"shared": spec}, i, 0, None, None) for i in range(RAY_SHARDS)
+    }
+    for episode in range(items // (SLOTS * EPISODE_STEPS) + 1):
+        for shard in shards.values():
+            trajectory = fragment(rng, episode, EPISODE_STEPS // RAY_SHARDS)
+            ray.get(shard.insert.remote(pack_fragment(Fragment((trajectory,), (), trajectory.env_steps))))
+    replay = RemoteReplay(recipe, "shared", make_pacing(recipe, spec, SLOTS), seed=0)
+    replay.use(shards)
+    return replay
+
+
+def through_ray(items: int, repeats: int) -> dict[str, Any]:
+    """Draw from shard actors and write back, against RLlib's buffer in this process."""
+    import ray
+
+    rng = np.random.default_rng(0)
+    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        buffer = rllib_buffer(items, rng)
+        figures: dict[str, Any] = {"shards": RAY_SHARDS}
+        for updates, batch in RAY_SHAPES:
+            replay = remote_replay(items, updates, batch, rng)
+            priorities = rng.random((updates, batch))
+
+            def mine(replay: Any = replay, priorities: Any = priorities) -> None:
+                replay.pump(BETA, 0)
+                while (drawn := replay.next_batch()) is None:
+                    ready, _ = ray.wait(replay.calls(), num_returns=1)
+                    replay.settle(ready)
+                    replay.pump(BETA, 0)
+                replay.write_back(drawn.ids, priorities)
+
+            def other(count: int = updates * batch) -> None:
+                buffer.sample(num_items=count, n_step=1, beta=BETA, gamma=0.99)
+                buffer.update_priorities(rng.random(count) + 1e-3)
+
+            figures[f"{updates}x{batch}"] = compare(mine, other, repeats, peer="rllib")
+            for known in replay.shards.values():
+                ray.kill(known.handle)
+        return figures
+    finally:
+        ray.shutdown()
 
 
 def main() -> None:
@@ -209,7 +273,7 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, default=100_000, help="stored steps")
     parser.add_argument("--repeats", type=int, default=7, help="alternated repeats, at least 5")
-    parser.add_argument("--rllib", action="store_true", help="time RLlib's prioritised buffer as well")
+    parser.add_argument("--no-ray", action="store_true", help="leave out the comparison through Ray actors")
     options = parser.parse_args()
     if options.repeats < 5:
         parser.error(f"--repeats={options.repeats} is below 5: a median of fewer says little. Use 5 or more.")
@@ -222,8 +286,9 @@ def main() -> None:
         "in_process": in_process(options.items, options.repeats),
         "atari_bytes_per_step": atari_bytes_per_step(),
     }
-    if options.rllib:
-        result["rllib_256_ms"] = rllib_ms(options.items, 256, options.repeats)
+    if not options.no_ray:
+        result["peers"]["ray"] = importlib.metadata.version("ray")
+        result["through_ray"] = through_ray(options.items, options.repeats)
     print(json.dumps(result))
 
 

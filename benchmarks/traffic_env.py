@@ -1,11 +1,11 @@
 """Speed of the traffic environment against sumo-rl and against bare SUMO, under one and the same traffic.
 
-Question: how fast is one episode of `TrafficEnv` beside (a) sumo-rl on libsumo in its default setting (waiting
-reward, information on), (b) SUMO alone, stepped under the same signal changes, (c) sumo-rl on TraCI, its default?
-Method: one max-pressure action sequence per map is replayed by every contestant with the same seed, at sumo-rl's
-timing (5 s decisions, 2 s yellow, 5 s minimum green); ours computes sumo-rl's observation and waiting reward.
-Every run is a fresh process; contestants alternate; figures are medians of an episode's CPU seconds (process and
-children), start included, imports not. All must end with the same number of vehicles in the net.
+Question: how fast is one episode of `TrafficEnv` beside (a) sumo-rl on libsumo in its default setting
+(waiting reward, information on), (b) SUMO alone, stepped under the same signal changes, (c) sumo-rl on TraCI?
+Method: one max-pressure action sequence per map is replayed by every contestant with the same seed, at
+sumo-rl's timing (5 s decisions, 2 s yellow, 5 s minimum green); ours computes sumo-rl's observation and
+waiting reward. Every run is a fresh process; contestants alternate; figures are medians of an episode's CPU
+seconds (process and children), start included, imports not. All must end with the same vehicles in the net.
 
 Run: python benchmarks/traffic_env.py [--maps cologne3,cologne8,grid4x4] [--repeats 5] [--traci] [--json FILE]
 """
@@ -32,11 +32,11 @@ from seqrl_ray.recipe_traffic import MAPS, TrafficSettings
 
 SEED = 42
 CONTESTANTS = ("ours", "ours_lean", "ours_recipe", "sumo_rl", "bare")
-"""ours: with trip scores and audit; ours_lean: no trip scores; ours_recipe: our own observation and reward."""
+"""ours_lean: without trip scores; ours_recipe: with our own observation and reward."""
 
 
 def settings_of(name: str, kind: str = "ours") -> TrafficSettings:
-    """Return sumo-rl's timing on a packaged map, with its observation and reward unless `kind` is ours_recipe."""
+    """Return sumo-rl's timing, with its observation and reward unless `kind` is ours_recipe."""
     table: dict[str, Any] = {"map": name, "decision_s": 5, "yellow_s": 2, "min_green_s": 5}
     table["training_trip_metrics"] = kind != "ours_lean"
     if kind != "ours_recipe":
@@ -97,10 +97,10 @@ def run_sumo_rl(name: str, actions: np.ndarray) -> tuple[float, int]:
 
 
 def run_bare(name: str, actions: np.ndarray) -> tuple[float, int]:
-    """SUMO alone: the states that the safety layer shows are computed beforehand, then only shown and stepped."""
+    """SUMO alone: the states to show are computed beforehand, then only shown and stepped."""
     from seqrl_ray.envs.traffic.net import read_network
     from seqrl_ray.envs.traffic.safety import SafetyLayer
-    from seqrl_ray.envs.traffic.simulation import Simulation
+    from seqrl_ray.envs.traffic.simulation import Simulation, episode_of
 
     settings = settings_of(name)
     net, route = district_files(settings, None)
@@ -113,7 +113,7 @@ def run_bare(name: str, actions: np.ndarray) -> tuple[float, int]:
         layer.advance(settings.begin_s + (t + 1) * settings.decision_s)
     simulation = Simulation(net, route, [], emissions=False, trips=False)
     begin = cpu_s()
-    simulation.start(seed=SEED, begin_s=settings.begin_s, teleport_s=-1, ignore_blocker_s=-1, scale=1.0)
+    simulation.start(episode_of(settings, SEED, evaluation=True))
     simulation.show(first)
     for t, commands in enumerate(plan):
         now_s = settings.begin_s + t * settings.decision_s
@@ -173,9 +173,13 @@ def compare(name: str, repeats: int, traci: bool) -> dict[str, Any]:
                 runs[kind].append(measure(kind, name, file))
     vehicles = {int(run["vehicles"]) for kind in kinds for run in runs[kind]}
     if len(vehicles) != 1:
-        raise RuntimeError(f"{name}: different traffic was simulated ({sorted(vehicles)} vehicles at the end)")
+        raise RuntimeError(
+            f"{name}: different traffic was simulated ({sorted(vehicles)} vehicles at the end)"
+        )
     cpu = {kind: statistics.median(run["cpu_s"] for run in runs[kind]) for kind in kinds}
-    ratios = {f"sumo_rl/{kind}": cpu["sumo_rl"] / cpu[kind] for kind in ("ours", "ours_lean", "ours_recipe", "bare")}
+    ratios = {
+        f"sumo_rl/{kind}": cpu["sumo_rl"] / cpu[kind] for kind in ("ours", "ours_lean", "ours_recipe", "bare")
+    }
     ratios["bare/ours"] = cpu["bare"] / cpu["ours"]
     if traci:
         ratios["sumo_rl_traci/ours"] = cpu["sumo_rl_traci"] / cpu["ours"]

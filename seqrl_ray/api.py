@@ -62,12 +62,7 @@ def train(
     """
     _one_of(local, address)
     resolved = read_recipe(recipe, overrides)
-    _check(resolved)
-    folder = (
-        Path(run_dir)
-        if run_dir is not None
-        else Path(run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
-    )
+    folder = Path(run_dir or run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
     return _run(resolved, folder, checkpoint=None, local=local, address=address, quiet=quiet)
 
 
@@ -84,7 +79,9 @@ def resume(
     Args:
         run: the run folder.
         overrides: `dotted.key=value` on top of the run's own recipe, e.g. a longer `stop.env_steps`.
-        local: as in `train`. address: as in `train`. quiet: as in `train`.
+        local: as in `train`.
+        address: as in `train`.
+        quiet: as in `train`.
     Raises: SeqrlError: no run there, no complete checkpoint, or one that does not fit the recipe.
     """
     from seqrl_ray.loops import checkpoints
@@ -93,9 +90,7 @@ def resume(
     _one_of(local, address)
     folder = open_run(Path(run))
     resolved = read_recipe(folder / "recipe.toml", overrides)
-    _check(resolved)
     newest = checkpoints.latest(folder / "checkpoints")
-    checkpoints.verify(newest)
     return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet)
 
 
@@ -141,8 +136,8 @@ def checkpoint_weights(folder: Path, recipe: Recipe) -> tuple[int, dict[str, Wei
     weights = checkpoints.acting_weights(newest)
     if set(weights) != set(recipe.policies):
         raise CheckpointError(
-            f"{newest} has policies {sorted(weights)}, the recipe {sorted(recipe.policies)}: they cannot be matched. "
-            "Use the recipe the run was started with."
+            f"{newest} has policies {sorted(weights)}, the recipe {sorted(recipe.policies)}: they cannot be "
+            "matched. Use the recipe the run was started with."
         )
     return int(newest.name), weights
 
@@ -152,29 +147,22 @@ def _one_of(local: bool, address: str | None) -> None:
         raise RecipeError(f"--local and --address={address} contradict each other: give one of them.")
 
 
-def _check(recipe: Recipe) -> None:
-    """Find what can be found wrong before a run folder exists."""
-    from seqrl_ray.loops.judge import names
-
-    names(recipe)
-
-
 def _run(
     recipe: Recipe, path: Path, *, checkpoint: Path | None, local: bool, address: str | None, quiet: bool
 ) -> Result:
     from seqrl_ray.loops import checkpoints
     from seqrl_ray.loops.drive import drive
     from seqrl_ray.loops.judge import final_jobs
+    from seqrl_ray.loops.preflight import preflight
     from seqrl_ray.loops.progress import ProgressLine, Silence
     from seqrl_ray.loops.run_folder import RunFolder, check_new
     from seqrl_ray.report import html
 
     began = time.monotonic()
-    driver: Mapping[str, Any] = {}
     if checkpoint is None:
         check_new(path)
-    else:
-        driver = checkpoints.load(checkpoint, "driver")
+    preflight(recipe, checkpoint)
+    driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))
     screen = Silence() if quiet else ProgressLine(recipe)
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train transformer policies and the DQN family with distributed actors, replay shards and learners on Ray.",
+    help="Train reinforcement-learning policies with distributed actors, replay shards and learners on Ray.",
 )
 
 INTERRUPTED = 130
@@ -83,17 +83,20 @@ def train(
         wrong = [g for g in given if "=" not in g]
         if wrong:
             raise RecipeError(
-                f"--resume={resume} with the recipe {wrong[0]!r}: a run keeps its own recipe. Leave {wrong[0]!r} out."
+                f"--resume={resume} with the recipe {wrong[0]!r}: a run keeps its own recipe. "
+                f"Leave {wrong[0]!r} out."
             )
         if run_dir is not None:
             raise RecipeError(
-                f"--resume={resume} with --run-dir={run_dir}: a resumed run stays in its folder. Leave --run-dir out."
+                f"--resume={resume} with --run-dir={run_dir}: a resumed run stays in its folder. "
+                "Leave --run-dir out."
             )
         result = api.resume(resume, given, local=local, address=address)
     else:
         if recipe is None:
             raise RecipeError(
-                "no recipe is given: name a .toml file or a shipped recipe, e.g. seqrl train traffic/cologne8."
+                "no recipe is given: there is nothing to train. Name a .toml file or a shipped recipe, "
+                "e.g. seqrl train traffic/cologne8."
             )
         result = api.train(recipe, overrides or [], run_dir=run_dir, local=local, address=address)
     _show(result.folder)
@@ -136,7 +139,7 @@ def report(run: RunFolder) -> None:
 def check(
     recipe: Annotated[str, typer.Argument(help="a .toml file or a shipped recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    steps: Annotated[int, typer.Option(min=2, help="vector steps of each check run")] = 200,
+    steps: Annotated[int, typer.Option(help="vector steps of each check run")] = 200,
 ) -> None:
     """Validate a recipe, run the environment contract on it, and say in words what is wrong."""
     from seqrl_ray.check import check_recipe
@@ -169,7 +172,8 @@ def _show(run: Path) -> None:
 def _figures(summary: dict[str, object]) -> str:
     ci = summary["ci95"]
     interval = f"[{ci[0]:.2f}, {ci[1]:.2f}]" if isinstance(ci, list) else "[-]"
-    return f"{summary['mean']:9.2f} {interval:<20} {summary['median']:9.2f} {summary['p95']:9.2f} {summary['n']:4}"
+    mean, median, p95, n = (summary[name] for name in ("mean", "median", "p95", "n"))
+    return f"{mean:9.2f} {interval:<20} {median:9.2f} {p95:9.2f} {n:4}"
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ class Recipe(Settings):
     def _one_simulation_per_process(self) -> Recipe:
         if self.env.kind == "traffic" and self.actors.envs_per_actor != 1:
             raise ValueError(
-                f"actors.envs_per_actor={self.actors.envs_per_actor} is not 1 for a traffic environment: libsumo is one "
-                "simulation per process. Set actors.envs_per_actor=1 and raise actors.count."
+                f"actors.envs_per_actor={self.actors.envs_per_actor} is not 1 for a traffic environment: "
+                "libsumo is one simulation per process. Set actors.envs_per_actor=1 and raise actors.count."
             )
         return self
 
@@ -154,8 +154,8 @@ class Recipe(Settings):
         draw = self.learner.batch_size
         if self.replay.min_items < draw:
             raise ValueError(
-                f"replay.min_items={self.replay.min_items} is below learner.batch_size={draw}: the first batches would hold "
-                "the same items several times. Raise replay.min_items."
+                f"replay.min_items={self.replay.min_items} is below learner.batch_size={draw}: the first "
+                "batches would hold the same items several times. Raise replay.min_items."
             )
         return self
 
@@ -198,7 +198,8 @@ def find(recipe: str, kind: str = "envs") -> Path:
         return inside
     known = shipped(kind)
     raise RecipeError(
-        f"{recipe} is neither a file nor a shipped recipe.{did_you_mean(name, known)} Shipped: {', '.join(known)}."
+        f"{recipe} is neither a file nor a shipped recipe.{did_you_mean(name, known)} "
+        f"Shipped: {', '.join(known)}."
     )
 
 
@@ -323,7 +324,8 @@ def _write_table(table: Mapping[str, Any], prefix: str, lines: list[str]) -> Non
 
 
 def _toml_key(name: str) -> str:
-    return name if name and all(c.isalnum() and c.isascii() or c in "_-" for c in name) else json.dumps(name)
+    bare = name and all((c.isalnum() and c.isascii()) or c in "_-" for c in name)
+    return name if bare else json.dumps(name)
 
 
 def _toml_value(value: Any) -> str:

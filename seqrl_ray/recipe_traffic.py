@@ -95,7 +95,8 @@ class TrafficSettings(Settings):
     )
     training_trip_metrics: bool = key(
         True,
-        "score trips (delay_s, travel_time_s, ...) in training too; without, training episodes are about a tenth cheaper "
+        "score trips (delay_s, travel_time_s, ...) in training too; without, training episodes are about a "
+        "tenth cheaper "
         "and report return, queue, teleports and safety only",
     )
     emissions: bool = key(False, "also report co2_kg and fuel_kg (about a fifth more simulation time)")

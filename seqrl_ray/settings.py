@@ -79,7 +79,8 @@ def _first_line(cls: type[BaseModel], error: ErrorDetails, where: str, count: in
     more = f" ({count - 1} more after this one)" if count > 1 else ""
     if error["type"] == "extra_forbidden":
         known = _known_keys(cls, parts[:-1])
-        return f"{dotted} is not a setting.{did_you_mean(parts[-1], known)} Known here: {', '.join(sorted(known))}.{more}"
+        listed = ", ".join(sorted(known))
+        return f"{dotted} is not a setting.{did_you_mean(parts[-1], known)} Known here: {listed}.{more}"
     if error["type"] == "missing":
         return f"{dotted} is required and missing. Add it to the recipe.{more}"
     message = error["msg"].removeprefix("Value error, ")

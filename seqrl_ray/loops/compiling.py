@@ -76,7 +76,9 @@ class Compiling:
             able = {p: a for p, a in algorithms.items() if isinstance(a, FlatLearner)}
             self._eager = {policy_id: _Measure() for policy_id in able if compiler() is not None}
 
-    def update(self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float], progress: float) -> Update:
+    def update(
+        self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float], progress: float
+    ) -> Update:
         """Update one policy; see `Algorithm.update`. Takes long where it compiles."""
         if policy_id in self._waiting:
             return self._first_compiled(policy_id, batch, hparams)
@@ -124,7 +126,9 @@ class Compiling:
     def _begin(self, policy_id: str, reason: str) -> None:
         enable(self.algorithms[policy_id], self._graph_updates)
         self._waiting.add(policy_id)
-        self.notes.append(f"compiling the updates of {policy_id} ({reason}): the next one takes up to a minute")
+        self.notes.append(
+            f"compiling the updates of {policy_id} ({reason}): the next one takes up to a minute"
+        )
 
     def _first_compiled(self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float]) -> Update:
         from torch._dynamo.exc import TorchDynamoException  # loads the compiler: seconds, and only here
@@ -138,7 +142,9 @@ class Compiling:
             if self.recipe.learner.compile == "on":
                 raise
             self._back_to_eager(policy_id, f"they cannot be compiled: {str(error).strip().splitlines()[0]}")
-            return algorithm.update(batch, hparams)  # nothing was changed: a state is taken over when it is whole
+            return algorithm.update(
+                batch, hparams
+            )  # nothing was changed: a state is taken over when it is whole
         took = time.perf_counter() - began
         self.compile_s += took
         self._compiled[policy_id] = _Measure()

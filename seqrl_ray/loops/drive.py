@@ -54,7 +54,11 @@ class Session(Protocol):
     """A run in being."""
 
     recipe: Recipe
-    lag: LagCounter
+
+    @property
+    def lag(self) -> LagCounter:
+        """Policy lag of the fragments inserted, in updates."""
+        ...
 
     def advance(self, seconds: float) -> Advance:
         """Train for about this long, or until the budget is spent."""
@@ -141,7 +145,9 @@ def drive(
     Raises: whatever the session raises, after a summary with status "failed" has been written.
     """
     recipe = session.recipe
-    times = _Clock(**clock) if clock else _Clock(next_judge_steps=recipe.evaluation.every_env_steps)
+    times = _Clock(next_judge_steps=recipe.evaluation.every_env_steps)
+    if clock:
+        times = _Clock(float(clock["train_s"]), int(clock["next_judge_steps"]))
     last: dict[str, Any] = {
         "env_steps": 0,
         "agent_steps": 0,

@@ -116,7 +116,8 @@ def play(
                     on_episode(end)
         if steps > 10_000_000:
             raise EnvError(
-                f"evaluation.episodes={episodes}: no end after {steps} steps. Give the environment a time limit."
+                f"evaluation.episodes={episodes} do not end within {steps:,} steps: nothing can be "
+                "judged. Give the environment a time limit."
             )
     return [done[i % env.num_envs][i // env.num_envs] for i in range(episodes)]
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from seqrl_ray.types import Transitions, TransitionTensors, Windows, WindowTensors
 from torch import Tensor
+
+from seqrl_ray.types import Transitions, TransitionTensors, Windows, WindowTensors
 
 Twin = TypeVar("Twin")
 

@@ -86,7 +86,7 @@ class Learner:
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
         self._sums.clear()
         self._counts.clear()
-        return means
+        return {**means, "compile_s": self.compiling.compile_s}
 
     def state(self) -> dict[str, Any]:
         """Everything a later learner needs to go on bit for bit: arrays and plain values."""

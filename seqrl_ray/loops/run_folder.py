@@ -133,7 +133,7 @@ class RunFolder:
         )
         details = next((e.details for e in episodes if e.details), None)
         if details is not None:
-            arrays = {
+            arrays: dict[str, Any] = {
                 k: v if isinstance(v, np.ndarray) else np.array(json.dumps(v, default=_plain))
                 for k, v in details.items()
             }

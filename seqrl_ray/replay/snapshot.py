@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ FORMAT = "seqrl-ray replay snapshot 1"
 MANIFEST = "manifest.json"
 ROW = "row"
 _FILE_BYTES = 256_000_000
+_SYNC_WAIT_S = 0.005
 
 
 class Snapshot:
@@ -74,6 +76,8 @@ class Snapshot:
         self._written = 0
         self._files: list[dict[str, Any]] = []
         self._file: _HashedFile | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay-snapshot")
+        self._syncing: list[Future[None]] = []
         self.done = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +100,8 @@ class Snapshot:
     def write_slice(self) -> bool:
         """Write the next slice, or the manifest after the last one. Returns whether the snapshot exists now.
 
+        Files are synced to the disk by a thread: a disk may take its time over them, the shard may not.
+
         Raises: CheckpointError: the folder cannot be written.
         """
         if self.done:
@@ -103,7 +109,10 @@ class Snapshot:
         try:
             if self._written < self._rows.size:
                 self._write_rows()
-            else:
+            elif not wait(self._syncing, timeout=_SYNC_WAIT_S).not_done:
+                for file in self._syncing:
+                    file.result()
+                self._thread.shutdown()
                 self._write_manifest()
         except OSError as error:
             raise _unwritable(self._folder, error) from error
@@ -128,6 +137,7 @@ class Snapshot:
         self._written += rows.size
         if self._written == self._rows.size or self._file.rows >= self._file_rows:
             self._files.append(self._file.close())
+            self._syncing.append(self._thread.submit(self._file.sync))
             self._file = None
 
     def _write_manifest(self) -> None:
@@ -166,15 +176,15 @@ class _HashedFile:
         self.rows += batch.num_rows
 
     def close(self) -> dict[str, Any]:
+        """End the file and describe it; `sync` must follow."""
         if self._writer is not None:
             self._writer.close()
-        size = self._sink.finish()
-        return {
-            "name": self._path.name,
-            "rows": self.rows,
-            "bytes": size,
-            "sha256": self._sink.digest.hexdigest(),
-        }
+        digest, size = self._sink.digest.hexdigest(), self._sink.tell()
+        return {"name": self._path.name, "rows": self.rows, "bytes": size, "sha256": digest}
+
+    def sync(self) -> None:
+        """Wait until the file is on the disk, and close it."""
+        self._sink.sync()
 
 
 class _HashingSink:
@@ -201,13 +211,12 @@ class _HashingSink:
         self._file.flush()
 
     def close(self) -> None:
-        """Arrow closes its sink; the file is closed by `finish`, after it was synced."""
+        """Arrow closes its sink; the file is closed by `sync`."""
 
-    def finish(self) -> int:
+    def sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return self._size
 
 
 def to_arrow(column: Array) -> pa.Array:

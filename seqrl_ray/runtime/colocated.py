@@ -43,6 +43,9 @@ class ColocatedSession(RaySession):
         if resume is not None and self.exact:
             self.restore_rollouts(resume)
         self._learner = self._make_learner(resume)
+        ray.get(
+            self._learner.pid.remote()
+        )  # what it finds wrong ends the run here, before the folder is touched
 
     def _make_learner(self, resume: Path | None) -> Any:
         p = self.placement

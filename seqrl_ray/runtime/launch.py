@@ -1,7 +1,8 @@
-"""Launching a run on Ray: connect, count resources, resolve what the recipe leaves to the launcher, start a session.
+"""Launching a run on Ray: connect, count resources, resolve what the recipe leaves to the launcher, start a
+session.
 
-On this machine Ray is started for the run and ended with it. With `--address` the run joins a cluster; then every
-process reserves what it needs, and a run that could never be placed is refused with the arithmetic.
+On this machine Ray is started for the run and ended with it. With `--address` the run joins a cluster; then
+every process reserves what it needs, and a run that could never be placed is refused with the arithmetic.
 """
 
 from __future__ import annotations
@@ -9,45 +10,87 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.service import ServiceSession
-from seqrl_ray.runtime.session import Placement
+from seqrl_ray.runtime.session import Placement, cause_of
 
 SMALL_MACHINE_CORES = 4
 """Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
 
+KNOCK_S = 10.0
+"""How long the head of a cluster may take to accept a connection."""
+
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be connected to Ray inside the block: to the cluster at `address`, or to one of our own that ends with the block.
+    """Be connected to Ray inside the block: to the cluster at `address`, or to one of our own that ends with
+    it.
 
+    Args:
+        address: `host:port`, `ray://host:port`, `auto` (the cluster this machine is part of), or None.
     Raises: RecipeError: no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():  # a program (or a test) that has its own connection keeps it
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address in (None, "local"):
         options.update(address="local", include_dashboard=False, num_cpus=max(os.cpu_count() or 1, 64))
     else:
+        _knock(str(address))
         options["address"] = address
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before `init` reads the option it already warns
     try:
         ray.init(**options)
     except ConnectionError as error:
-        raise RecipeError(f"--address={address}: no Ray cluster answers there ({error}). Check the address.") from None
+        raise _no_cluster(str(address), error) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anyone listens at `address`: Ray itself would try for minutes.
+
+    Raises: RecipeError: nobody does, or the address cannot be read.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise RecipeError(
+            f"--address={address} is not an address: no cluster can be joined. "
+            "Write host:port, ray://host:port or auto."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"--address={address}: no Ray cluster answers there ({error}). "
+        "Check the address, or leave it out to run here."
+    )
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has in all: CPU, GPU, memory, ... -> amount."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
 
 
 def place(recipe: Recipe, *, local: bool) -> Placement:
@@ -55,10 +98,11 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
 
     Args:
         recipe: the run.
-        local: Ray was started for this run on this machine; CPUs are then shares of what is there, not reservations.
+        local: Ray was started for this run on this machine; CPUs are then shares of what is there, not
+            reservations.
     Raises: RecipeError: the cluster could never hold the run; the message shows the arithmetic.
     """
-    total = ray.cluster_resources()
+    total = cluster_resources()
     gpus = total.get("GPU", 0.0)
     asked = recipe.learner.num_gpus
     if asked == "auto":
@@ -67,13 +111,13 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         num_gpus = float(asked)
     if num_gpus > gpus:
         raise RecipeError(
-            f"learner.num_gpus={num_gpus:g} and the cluster has {gpus:g} GPUs: the learner could never start. "
-            "Set learner.num_gpus=auto, or add a GPU node."
+            f"learner.num_gpus={num_gpus:g} and the cluster has {gpus:g} GPUs: the learner could never "
+            "start. Set learner.num_gpus=auto, or add a GPU node."
         )
     cores = os.cpu_count() or 1
-    threads = recipe.learner.threads
-    if threads == "auto":
-        threads = max(1, cores - recipe.actors.count) if local else 1
+    threads = int(recipe.learner.threads) if recipe.learner.threads != "auto" else 1
+    if recipe.learner.threads == "auto" and local:
+        threads = max(1, cores - recipe.actors.count)
     if not local:
         _check_room(recipe, total.get("CPU", 0.0))
     return Placement(
@@ -92,8 +136,9 @@ def _check_room(recipe: Recipe, cpus: float) -> None:
     need = recipe.actors.count * recipe.actors.cpus + 1.0 + shards
     if need > cpus:
         raise RecipeError(
-            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + 1 learner + {shards} shards = "
-            f"{need:g} CPUs, and the cluster has {cpus:g}: the run could never be placed. Lower actors.count or add nodes."
+            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + 1 learner + {shards} "
+            f"shards = {need:g} CPUs, and the cluster has {cpus:g}: the run could never be placed. "
+            "Lower actors.count or add nodes."
         )
 
 
@@ -107,8 +152,14 @@ def wiring(recipe: Recipe, cpus: float) -> str:
 def open_session(
     recipe: Recipe, *, root: Path, local: bool, clock_s: float = 0.0, resume: Path | None = None
 ) -> ColocatedSession | ServiceSession:
-    """Start the processes of a run in the wiring that the recipe resolves to."""
+    """Start the processes of a run in the wiring that the recipe resolves to.
+
+    Raises: SeqrlError: what a process found wrong as it began; no traceback of a worker hides it.
+    """
     placement = place(recipe, local=local)
-    cpus = float(os.cpu_count() or 1) if local else ray.cluster_resources().get("CPU", 1.0)
+    cpus = float(os.cpu_count() or 1) if local else cluster_resources().get("CPU", 1.0)
     kind = ColocatedSession if wiring(recipe, cpus) == "colocated" else ServiceSession
-    return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)
+    try:
+        return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)
+    except (RayTaskError, RayActorError) as error:
+        raise cause_of(error) from None

@@ -208,12 +208,17 @@ class ColocatedLearner:
                 for shard in self.trainer.shards.values():
                     shard.writer_gone(f"actor-{index}")
             self.source.add(index, actor, replacement=replacement)
-        if board is not self.board:
+        if board != self.board:
             self.board, self._publishing, self._published_at = board, None, 0.0
         until = time.monotonic() + seconds
         board_lost = False
         compiling = self.trainer.learner.compiling
-        while time.monotonic() < until and not self.trainer.done and not self.source.lost and not compiling.notes:
+        while (
+            time.monotonic() < until
+            and not self.trainer.done
+            and not self.source.lost
+            and not compiling.notes
+        ):
             self.trainer.turn()
             if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
                 compiling.consider(self.trainer.progress)
@@ -248,7 +253,9 @@ class ColocatedLearner:
                 return True
         if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
             self._published_at = time.monotonic()
-            self._publishing = self.board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress))
+            self._publishing = self.board.publish.remote(
+                self.trainer.learner.all_weights(self.trainer.progress)
+            )
         return False
 
     def publish_to(self, board: Any) -> None:

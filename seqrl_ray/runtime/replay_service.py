@@ -90,7 +90,8 @@ class ShardServer:
 
         Args:
             recipe: says capacity, sampler, pacing.
-            groups: policy id -> spaces. specs: policy id -> items and view.
+            groups: policy id -> spaces.
+            specs: policy id -> items and view.
             index: number of this shard.
             incarnation: how often it was restarted: ids of an earlier life are stale.
             folder: `replay/` of a checkpoint that was saved with as many shards.
@@ -284,7 +285,7 @@ class RemoteReplay:
 
     def use(self, handles: Mapping[int, Any]) -> None:
         """Talk to these shards; what a lost one had counted stays counted."""
-        new = {i: h for i, h in handles.items() if i not in self.shards or self.shards[i].handle is not h}
+        new = {i: h for i, h in handles.items() if i not in self.shards or self.shards[i].handle != h}
         for index, handle in new.items():
             old = self.shards.get(index)
             if old is not None:
@@ -293,7 +294,11 @@ class RemoteReplay:
                     self._gone[name] += getattr(old, name)
             self.shards[index] = _Known(handle)
             self.lost.discard(index)
-            reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
+            try:
+                reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
+            except RayActorError:
+                self.lost.add(index)
+                continue
             self._hear(index, reply)
             self.shards[index].sampled = reply.sampled
             if old is not None:
@@ -374,6 +379,8 @@ class RemoteReplay:
         """Take the answers of calls that are ready."""
         for call in ready:
             owner = next((d for d in self._draws if call in d.calls), None)
+            if owner is None and call not in self._asking:
+                continue  # given up while this list of ready calls was gone through
             index = self._asking.pop(call) if owner is None else owner.calls.pop(call)
             try:
                 reply: Reply = unpack(ray.get(call))

@@ -135,6 +135,8 @@ class ServiceSession(RaySession):
                 else:
                     self._actor_report(done)
             self._look_for_silence()
+        if report.done:
+            self._collect_actors()
         for index in report.lost_shards:
             self._replace_shard(index)
         if report.board_lost:
@@ -143,9 +145,7 @@ class ServiceSession(RaySession):
         row = self._row(report.row)
         self.last = {k: int(row[k]) for k in self.last}
         finished, self._finished = self._finished, []
-        return Advance(
-            row, finished, self.take_failures(), self.interim_results(), report.notes, report.done
-        )
+        return Advance(row, finished, self.take_failures(), self.interim_results(), report.notes, report.done)
 
     def _send(self, index: int) -> None:
         shard = self._shards[index % len(self._shards)]
@@ -182,6 +182,12 @@ class ServiceSession(RaySession):
             self._replace_shard(index % len(self._shards))
         if report.board_lost:
             self._replace_board()
+
+    def _collect_actors(self) -> None:
+        """At the end of the budget: hear what the actors' last stretches brought, and send no more."""
+        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=2 * ACTOR_STRETCH_S)
+        for call in ready:
+            self._actor_report(call)
 
     def _look_for_silence(self) -> None:
         patience = ACTOR_STRETCH_S + self.recipe.actors.hang_timeout_s

@@ -106,13 +106,15 @@ class ServiceLearner:
         """
         for replay in self.replays.values():
             replay.use(shards)
-        if board is not self.board:
+        if board != self.board:
             self.board, self._publishing, self._published_at = board, None, 0.0
         until = time.monotonic() + seconds
         known_lost = self._lost()
         board_lost = False
         compiling = self.learner.compiling
-        while time.monotonic() < until and not self.done and self._lost() <= known_lost and not compiling.notes:
+        while (
+            time.monotonic() < until and not self.done and self._lost() <= known_lost and not compiling.notes
+        ):
             self._turn()
             if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
                 compiling.consider(self.progress)

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from seqrl_ray import errors
+from seqrl_ray.errors import SeqrlError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Failure
 from seqrl_ray.loops.evaluate import POLICY
@@ -45,6 +47,23 @@ class Death:
     noticed: float
     lost_steps: int = 0
     lost_updates: int = 0
+
+
+def cause_of(error: RayTaskError | RayActorError) -> Exception:
+    """Return the error of ours that a remote call failed with, or else `error` itself with the worker's
+    traceback.
+
+    Of an actor whose constructor raised, Ray keeps the text alone, so a kind of ours is read back from its
+    last line.
+    """
+    if isinstance(error, RayTaskError) and isinstance(error.cause, SeqrlError):
+        return error.cause
+    last = str(error).strip().splitlines()[-1]
+    kind, _, message = last.removeprefix(f"{errors.__name__}.").partition(": ")
+    if last.startswith(errors.__name__) and issubclass(getattr(errors, kind, object), SeqrlError):
+        ours: Exception = getattr(errors, kind)(message)
+        return ours
+    return error
 
 
 class RaySession:
@@ -86,17 +105,8 @@ class RaySession:
         return time.monotonic() - self._started
 
     def first_groups(self) -> dict[str, GroupSpec]:
-        """Wait for the first actor: its environment says what there is to learn.
-
-        Raises: the actor's own error (an EnvError, say) if its environment cannot be made.
-        """
-        try:
-            groups: dict[str, GroupSpec] = ray.get(self.supervisor.actors[0].groups.remote())
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
-        except RayActorError as error:
-            cause = getattr(error, "cause", None) or error
-            raise cause.cause if isinstance(cause, RayTaskError) else cause from None
+        """Wait for the first actor: its environment says what there is to learn."""
+        groups: dict[str, GroupSpec] = ray.get(self.supervisor.actors[0].groups.remote())
         return groups
 
     def restore_rollouts(self, resume: Path) -> None:

@@ -56,8 +56,8 @@ class Budget:
             self.deaths.popleft()
         if len(self.deaths) > self.limit:
             raise WorkerError(
-                f"actors.max_restarts_per_10_min={self.limit} is used up by the death of {what}: something kills the "
-                "processes of this run. Look at memory and at the node's log, or raise the budget."
+                f"actors.max_restarts_per_10_min={self.limit} is used up by the death of {what}: something "
+                "kills the processes of this run. Look at memory and at the node's log, or raise the budget."
             )
 
     def application_error(self, what: str, traceback: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.types import (

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from algorithm_cases import BOX, GROUPS, B, U, act_input, build, make_batch
+
 from seqrl_ray.algorithms import names, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.errors import CheckpointError, RecipeError

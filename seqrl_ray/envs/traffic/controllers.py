@@ -4,13 +4,14 @@
 both, actions are ignored. The others choose a green at every decision, through the same safety layer as a
 policy:
 max_pressure (Varaiya 2013): sum over the phase's movements of halting vehicles before minus after;
-occupancy: all vehicles on the lanes the phase serves; greedy: halting vehicles on those lanes; random:
-uniform over legal greens. The first three have a starvation guard: a lane without green for `max_red_s` while a vehicle stood on it, or on an edge
-that feeds it within sensing range (lanes of a metre exist), is served next, longest first.
+occupancy: all vehicles on the lanes the phase serves; greedy: halting vehicles on those lanes;
+random: uniform over legal greens.
+The first three have a starvation guard: a lane without green for `max_red_s` while a vehicle stood on it, or
+on an edge that feeds it within sensing range (lanes of a metre exist), is served next, longest first.
 Ties keep the current green, else take the first in programme order.
 
 Actuated: a generated `<tlLogic type="actuated">` per signal under a programme id of its own, which SUMO runs
-because it was loaded last; phases, yellows and offsets are the net's, greens vary between min and max.
+because it was loaded last; phases and yellows are the net's, greens vary between min and max.
 Nothing of the net's programme is edited in place, because a phase list replaced under kept switching
 conditions makes SUMO stop ("Invalid empty condition").
 

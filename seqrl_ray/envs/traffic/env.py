@@ -28,7 +28,7 @@ from seqrl_ray.envs.traffic.observation import Observer
 from seqrl_ray.envs.traffic.rewards import Rewards
 from seqrl_ray.envs.traffic.safety import Command, SafetyLayer
 from seqrl_ray.envs.traffic.sensors import Sensors
-from seqrl_ray.envs.traffic.simulation import Simulation
+from seqrl_ray.envs.traffic.simulation import Simulation, episode_of
 from seqrl_ray.envs.traffic.sumo_rl_plugin import DistrictView, ObservationPlugin, load
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import PolicySettings
@@ -257,16 +257,7 @@ class TrafficEnv:
         s = self._settings
         self._seed = self._seeds(0, max(self._index, 0)) if seed is None else seed
         self._history: list[IntArray] = []
-        scale = s.demand_scale
-        if s.training_demand_scale is not None and not self._evaluation:
-            scale = float(np.random.default_rng(self._seed).uniform(*s.training_demand_scale))
-        self._simulation.start(
-            seed=self._seed,
-            begin_s=s.begin_s,
-            teleport_s=-1 if self._evaluation else s.training_teleport_s,
-            ignore_blocker_s=s.ignore_junction_blocker_s,
-            scale=scale,
-        )
+        self._simulation.start(episode_of(s, self._seed, evaluation=self._evaluation))
         commands = self._safety.start(s.begin_s)
         if not self._programme:
             self._simulation.show(commands)
@@ -376,29 +367,18 @@ class TrafficEnv:
         )
         return replace(step, final_slots=np.arange(len(members)), final_obs=final[policy])
 
-    def _step(
-        self,
-        policy: str,
-        obs: Array,
-        reward: FloatArray,
-        *,
-        truncated: BoolArray,
-        valid: BoolArray,
-        is_first: BoolArray,
-    ) -> Step:
+    def _step(self, policy: str, obs: Array, reward: FloatArray, **flags: BoolArray) -> Step:
         k = self._constants[policy]
         return Step(
             obs=obs,
             reward=reward,
             terminated=k.no,
-            truncated=truncated,
-            valid=valid,
             active=k.yes,
-            is_first=is_first,
             episode_id=np.full(len(k.no), self._index, np.int64),
             final_slots=k.nobody,
             final_obs=k.nothing,
             legal=self._safety.legal[self._members[policy], : self._groups[policy].action.n],
+            **flags,
         )
 
 

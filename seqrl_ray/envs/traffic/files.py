@@ -38,6 +38,17 @@ def ensure_sumo_home() -> None:
         os.environ["SUMO_HOME"] = str(_package_folder("sumo", "eclipse-sumo"))
 
 
+def sumo_binary(name: str) -> Path:
+    """Return an executable of the eclipse-sumo wheel, e.g. `sumo-gui`.
+
+    Raises: EnvError: the wheel has no such program.
+    """
+    path = _package_folder("sumo", "eclipse-sumo") / "bin" / name
+    if not path.is_file():
+        raise EnvError(f"binary={name!r} is no program of SUMO: nothing to show. Use sumo-gui.")
+    return path
+
+
 def _find(name: str, given: str, folder: Path | None) -> Path:
     path = Path(given)
     places = [path] if path.is_absolute() else [(folder or Path.cwd()) / path, _packaged_nets() / path]

@@ -14,22 +14,71 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 from seqrl_ray.envs.traffic.files import ensure_sumo_home
 from seqrl_ray.envs.traffic.safety import Command
 from seqrl_ray.errors import EnvError
+from seqrl_ray.recipe_traffic import TrafficSettings
 
 _owner: weakref.ref[Simulation] | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What distinguishes one run of a district from another, besides the states that are shown."""
+
+    seed: int
+    begin_s: int
+    teleport_s: int = -1
+    ignore_blocker_s: int = -1
+    scale: float = 1.0
+
+    def options(self) -> list[str]:
+        """SUMO's command line for it."""
+        options = {
+            "--seed": self.seed,
+            "--begin": self.begin_s,
+            "--time-to-teleport": self.teleport_s,
+            "--ignore-junction-blocker": self.ignore_blocker_s,
+            "--scale": self.scale,
+        }
+        return [str(part) for pair in options.items() for part in pair]
+
+
+def episode_of(settings: TrafficSettings, seed: int, *, evaluation: bool) -> Episode:
+    """Return the episode that a seed names; in training with the recipe's aids."""
+    scale = settings.demand_scale
+    if settings.training_demand_scale is not None and not evaluation:
+        scale = float(np.random.default_rng(seed).uniform(*settings.training_demand_scale))
+    teleport_s = -1 if evaluation else settings.training_teleport_s
+    return Episode(seed, settings.begin_s, teleport_s, settings.ignore_junction_blocker_s, scale)
+
+
+def district_options(net: Path, route: Path) -> list[str]:
+    """SUMO's command line for a district, as every run of it has it."""
+    files = ["--net-file", str(net), "--route-files", str(route)]
+    limits = ["--waiting-time-memory", "1000", "--max-depart-delay", "-1"]
+    return [*files, "--no-warnings", "--xml-validation", "never", *limits]
 
 
 class Simulation:
     """The process's one SUMO."""
 
     def __init__(
-        self, net: Path, route: Path, signals: Iterable[str], *, emissions: bool, program: str | None = None, trips: bool = True
+        self,
+        net: Path,
+        route: Path,
+        signals: Iterable[str],
+        *,
+        emissions: bool,
+        program: str | None = None,
+        trips: bool = True,
     ) -> None:
         """Take the process's place for SUMO; nothing runs before `start`.
 
@@ -69,40 +118,23 @@ class Simulation:
         )
         additional.write_text(f"<additional>{program or ''}{events}</additional>", encoding="utf-8")
         self._errors = self._folder / "errors.txt"
-        self._command = [
-            *(
-                "sumo",
-                "--net-file",
-                str(net),
-                "--route-files",
-                str(route),
-                "--additional-files",
-                str(additional),
-            ),
-            *("--error-log", str(self._errors)),
-            *("--no-warnings", "--no-step-log", "--duration-log.disable", "--xml-validation", "never"),
-            *("--waiting-time-memory", "1000", "--max-depart-delay", "-1"),
-        ]
+        self._command = ["sumo", *district_options(net, route), "--additional-files", str(additional)]
+        self._command += ["--error-log", str(self._errors), "--no-step-log", "--duration-log.disable"]
         if trips:
             self._command += ["--tripinfo-output", str(self.trips_file)]
             self._command += ["--tripinfo-output.write-unfinished", "--tripinfo-output.write-undeparted"]
         if emissions:
             self._command += ["--device.emissions.probability", "1"]
 
-    def start(self, *, seed: int, begin_s: int, teleport_s: int, ignore_blocker_s: int, scale: float) -> None:
-        """Begin an episode at `begin_s`; ends the one before, if any.
+    def start(self, episode: Episode) -> None:
+        """Begin an episode; ends the one before, if any.
 
         Raises: EnvError: with SUMO's own words, if it cannot load the district.
         """
         self.end()
-        options = {
-            "--begin": begin_s, "--seed": seed, "--time-to-teleport": teleport_s,
-            "--ignore-junction-blocker": ignore_blocker_s, "--scale": scale,
-        }  # fmt: skip
-        command = self._command + [str(part) for pair in options.items() for part in pair]
-        self._call(self.api.start, command)
+        self._call(self.api.start, self._command + episode.options())
         self._running = True
-        self.now_s = begin_s
+        self.now_s = episode.begin_s
 
     def show(self, commands: Iterable[Command]) -> None:
         """Show signal states from now on."""

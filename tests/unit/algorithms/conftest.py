@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.algorithms.compiled import enable
 from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot, TransitionTensors
-from torch import Tensor
 
 
 @pytest.fixture

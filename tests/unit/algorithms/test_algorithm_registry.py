@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import seqrl_ray
 from pydantic import ValidationError
+
+import seqrl_ray
 from seqrl_ray.algorithms import names, settings_class
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.settings import Settings, parse

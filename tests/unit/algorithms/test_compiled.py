@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import transitions
+
 from seqrl_ray.algorithms import compiled, make_algorithm, settings_class
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.types import GroupSpec

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from seqrl_ray.algorithms.flat_learner import epsilon_greedy, epsilon_of_slots, greedy
 
 

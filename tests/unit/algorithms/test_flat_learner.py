@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import transitions
+from torch import nn
+
 from seqrl_ray.algorithms.flat_learner import Optimiser, flatten, unbind
 from seqrl_ray.errors import CheckpointError, DivergedError
 from seqrl_ray.losses.reduce import weighted_mean
-from torch import nn
 
 Build = Callable[..., Any]
 
@@ -153,3 +154,9 @@ def test_a_vector_of_another_network_is_refused_by_name(learner: Build) -> None:
 def unbatched(batch: Any, some: slice) -> Any:
     columns = {k: None if v is None else v[some] for k, v in vars(batch).items() if k != "extra"}
     return type(batch)(**columns)
+
+
+def test_the_schedule_reaches_the_hyper_parameters_in_force(learner: Build) -> None:
+    algorithm = learner(learning_rate=0.01, lr_decay_start=0.5, lr_end_fraction=0.0, gamma=0.9)
+    assert algorithm.hparams(0.5) == {"learning_rate": 0.01, "gamma": 0.9}
+    assert algorithm.hparams(0.75) == {"learning_rate": pytest.approx(0.005), "gamma": 0.9}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from seqrl_ray.types import ActInput, TransitionTensors
 
 Build = Callable[..., Any]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.types import ActInput, ActionSpec, ArraySpec, GroupSpec, Slot, WindowTensors
 

@@ -10,6 +10,7 @@ import pytest
 from seqrl_ray.envs.traffic.controllers import CONTROLLERS
 from seqrl_ray.envs.traffic.env import TrafficEnv
 from seqrl_ray.envs.traffic.files import district_files
+from seqrl_ray.envs.traffic.replay import replay
 from seqrl_ray.errors import EnvError, RecipeError
 from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import MAPS, TrafficSettings
@@ -346,7 +347,8 @@ from sumo_rl.environment.observations import DefaultObservationFunction, Observa
 class Queues(ObservationFunction):
     def __call__(self):
         ts = self.ts
-        return np.array(ts.get_lanes_queue() + [ts.green_phase, ts.time_since_last_phase_change], dtype=np.float32)
+        extra = [ts.green_phase, ts.time_since_last_phase_change]
+        return np.array(ts.get_lanes_queue() + extra, dtype=np.float32)
 
     def observation_space(self):
         return spaces.Box(0.0, 100.0, (len(self.ts.lanes) + 2,))
@@ -354,7 +356,8 @@ class Queues(ObservationFunction):
 def pressure(ts):
     assert ts.env.sim_step >= 25200 and ts.get_average_speed() <= 2.0
     assert len(ts.get_out_lanes_density()) == len(ts.out_lanes) and not ts.is_yellow
-    return -sum(ts.get_accumulated_waiting_time_per_lane()) / 100 + 0 * ts.get_pressure() - ts.get_total_queued()
+    assert isinstance(ts.get_pressure(), int)
+    return -sum(ts.get_accumulated_waiting_time_per_lane()) / 100 - ts.get_total_queued()
 """
 
 
@@ -396,3 +399,32 @@ def test_a_plug_in_that_cannot_be_used_says_so(make: Maker, name: str) -> None:
     with pytest.raises(EnvError, match=r"env\.reward_function="):
         make(window("cologne1", 4, reward_function=name))
     make(window("cologne1", 4)).reset()
+
+
+def test_a_replay_through_traci_shows_the_same_traffic(make: Maker) -> None:
+    policies = {"one": PolicySettings(agents=("360086",)), "rest": PolicySettings()}
+    env = make(window("cologne3", 12), policies, evaluation=True)
+    step, rng, counts = env.reset(), np.random.default_rng(4), []
+    for _ in range(11):
+        step = env.step(legal_actions(step, rng))
+        counts.append(env.vehicle_count())
+    (episode,) = env.open_episodes()
+    assert replay(window("cologne3", 12), policies, episode, binary="sumo") == counts
+    assert max(counts) > 20
+    env.step(legal_actions(step, rng))  # the environment lives on beside it
+    with pytest.raises(EnvError, match="is no program of SUMO"):
+        replay(window("cologne3", 12), policies, episode, binary="sumo-gu")
+
+
+def test_training_may_skip_trip_scores(make: Maker) -> None:
+    settings = window("cologne3", 6, training_trip_metrics=False)
+    scores = {}
+    for evaluation in (False, True):
+        env = make(settings, evaluation=evaluation)
+        env.reset()
+        for _ in range(6):
+            step = env.step({"shared": np.zeros(3, np.int64)})
+        scores[evaluation] = step.episodes[0].metrics
+        env.close()
+    assert "delay_s" not in scores[False] and "delay_s" in scores[True]
+    assert scores[False].items() <= scores[True].items()

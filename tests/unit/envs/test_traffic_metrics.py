@@ -10,8 +10,8 @@ from seqrl_ray.envs.traffic.net import Signal
 from seqrl_ray.errors import EnvError
 
 ROW = (
-    '<tripinfo id="{id}" depart="{depart}" departLane="a_0" departDelay="{late}" arrival="{arrival}" duration="{duration}" '
-    'waitingTime="{wait}" waitingCount="{stops}" stopTime="0.00" timeLoss="{loss}" vType="car" speedFactor="1.0"'
+    '<tripinfo id="{id}" depart="{depart}" departLane="a_0" departDelay="{late}" arrival="{arrival}" '
+    'duration="{duration}" waitingTime="{wait}" waitingCount="{stops}" timeLoss="{loss}" vType="car"'
 )
 EMISSIONS = '<emissions CO_abs="9" CO2_abs="3100000" HC_abs="1" fuel_abs="1000000" electricity_abs="0"/>'
 

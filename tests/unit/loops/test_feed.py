@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+
 from seqrl_ray.loops.feed import feed
 from seqrl_ray.types import ItemIds, Transitions, TransitionTensors, Windows, WindowTensors
 

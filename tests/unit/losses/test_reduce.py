@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from seqrl_ray.losses.reduce import weighted_mean, weighted_sum
 from torch import tensor
 from torch.nn import functional
 from torch.testing import assert_close
+
+from seqrl_ray.losses.reduce import weighted_mean, weighted_sum
 
 
 def test_weights_scale_and_do_not_normalise() -> None:

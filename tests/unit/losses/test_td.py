@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from seqrl_ray.losses.td import double_q_error, huber, q_error
 from torch import tensor
 from torch.testing import assert_close
+
+from seqrl_ray.losses.td import double_q_error, huber, q_error
 
 # Row 0 is ordinary (one step), row 1 was cut after two steps (discount gamma**2), row 2 terminated.
 Q_TM1 = tensor([[1.0, 5.0], [2.0, 0.5], [2.0, 0.0]])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from seqrl_ray.networks.encoders import (
     ImageEncoder,
     ImageLayout,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from seqrl_ray.algorithms.dqn_settings import DqnSettings
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.networks.q_heads import DuelingHead, q_network

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
 from seqrl_ray.types import ActionSpec, ArraySpec, ColumnSpec, GroupSpec, SampleSpec, Slot, Trajectory

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.replay import Pacing
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_world import life, name_of, shard, trajectory
+
 from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import global_weights, merge, split_draw

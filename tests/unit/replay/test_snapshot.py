@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from replay_world import VALUE, life, name_of, shard, trajectory
+
 from seqrl_ray.errors import CheckpointError, ReplayError
 from seqrl_ray.replay import restore
 from seqrl_ray.types import SampleSpec

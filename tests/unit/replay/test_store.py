@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_world import Oracle, life, name_of, shard, trajectory
+
 from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.types import SampleSpec
 
@@ -195,3 +196,20 @@ def test_an_atari_step_takes_less_than_7500_bytes():
             0,
         )
         assert (s.stats().column_bytes + s.stats().index_bytes) / 2_000 <= 7_500
+
+
+@pytest.mark.parametrize("eviction", ["fifo_steps", "fifo_episodes"])
+def test_a_stream_whose_tail_was_evicted_goes_on_without_joining_what_took_its_place(eviction):
+    slot, episode = next((x, e) for x in range(4) for e in range(60) if life(x, e) == 9)
+    s = shard(eviction=eviction, capacity_steps=12)
+    oracle = Oracle(s.spec, 12, eviction)
+    others = [trajectory([(0, e, 0, 20)], writer="b") for e in range(8)]
+    for fragment in [
+        trajectory([(slot, episode, 0, 3)]),
+        *others,
+        trajectory([(slot, episode, 3, 2)]),
+        trajectory([(slot, episode, 5, 5)]),
+    ]:
+        assert s.insert(fragment).items == oracle.insert(fragment)
+        s.check()
+        assert live_names(s) == oracle.live()

@@ -16,6 +16,7 @@ from replay_world import (
     terminates,
     trajectory,
 )
+
 from seqrl_ray.replay import views
 from seqrl_ray.replay.items import discounted_sums
 from seqrl_ray.types import ColumnSpec, SampleSpec

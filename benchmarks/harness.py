@@ -1,0 +1,127 @@
+"""What the benchmarks share: contestants that take turns, medians and ratios, and the facts of the machine.
+
+A contestant is run for one stretch at a time and says what it counted. All stretches lie in one invocation, in turn and in
+reversed order every second time, so that whatever else the machine does hits all alike. A figure is the median
+of the stretches, a ratio the median of the ratios of the stretches that belong together.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+LEAST_REPEATS = 5
+"""A median of fewer says little."""
+
+CARTPOLE = (
+    "algorithm.hidden=[64, 64]",
+    "algorithm.n_step=1",
+    "algorithm.learning_rate=5e-4",
+    "algorithm.lr_decay_start=1.0",
+    "algorithm.max_grad_norm=10.0",
+    "algorithm.target_tau=0.0",
+    "algorithm.target_period_updates=500",
+    "learner.batch_size=32",
+    "learner.updates_per_call=16",
+    "learner.checkpoint_every_s=0",
+    "replay.samples_per_insert=32.0",
+    "replay.capacity_steps=50_000",
+    "replay.min_items=1_000",
+    "stop.env_steps=2_000_000_000",
+)
+"""What is the same in every DQN comparison on CartPole: 64-64, batches of 32, one update per environment step."""
+
+WARM_UPDATES = 500
+"""Updates before anything is timed."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What one contestant did in one stretch."""
+
+    env_steps: int
+    updates: int
+    seconds: float
+
+    @property
+    def env_steps_per_s(self) -> float:
+        return self.env_steps / self.seconds
+
+    @property
+    def updates_per_s(self) -> float:
+        return self.updates / self.seconds
+
+
+class Contestant(Protocol):
+    """Something that trains (or only steps) for about as long as it is told; warmed up when it is made."""
+
+    def run(self, seconds: float) -> Stretch: ...
+
+
+def alternate(
+    contestants: Mapping[str, Contestant], repeats: int, seconds: float
+) -> dict[str, list[Stretch]]:
+    """Let every contestant run `repeats` stretches of about `seconds`, in turn."""
+    done: dict[str, list[Stretch]] = {name: [] for name in contestants}
+    for repeat in range(repeats):
+        for name in list(contestants) if repeat % 2 == 0 else reversed(list(contestants)):
+            done[name].append(contestants[name].run(seconds))
+    return done
+
+
+def figures(stretches: Sequence[Stretch]) -> dict[str, Any]:
+    """Medians of one contestant, and every stretch."""
+    steps = [s.env_steps_per_s for s in stretches]
+    updates = [s.updates_per_s for s in stretches]
+    counted = sum(s.updates for s in stretches) / sum(s.env_steps for s in stretches)
+    return {
+        "env_steps_per_s": round(statistics.median(steps), 1),
+        "updates_per_s": round(statistics.median(updates), 1),
+        "updates_per_env_step": round(counted, 4),
+        "stretches": [[round(a, 1), round(b, 1)] for a, b in zip(steps, updates, strict=True)],
+    }
+
+
+def ratios(mine: Sequence[Stretch], other: Sequence[Stretch]) -> dict[str, float]:
+    """Compare ours with a peer's stretches, pair by pair; above 1 ours is faster."""
+    pairs = list(zip(mine, other, strict=True))
+    found = {
+        "env_steps_per_s": round(
+            statistics.median(a.env_steps_per_s / b.env_steps_per_s for a, b in pairs), 3
+        )
+    }
+    if other[0].updates:
+        found["updates_per_s"] = round(
+            statistics.median(a.updates_per_s / b.updates_per_s for a, b in pairs), 3
+        )
+    return found
+
+
+def best(names: Sequence[str], done: Mapping[str, Sequence[Stretch]]) -> str:
+    """Return the fastest by its median of environment steps per second."""
+    return max(names, key=lambda name: statistics.median(s.env_steps_per_s for s in done[name]))
+
+
+def machine(benchmark: str, packages: Sequence[str]) -> dict[str, Any]:
+    """Say what was run, on what, beside which load."""
+    top = Path(__file__).resolve().parents[1]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=top, capture_output=True, text=True, check=False
+    )
+    return {
+        "benchmark": benchmark,
+        "command": " ".join(["python", *sys.argv]),
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }

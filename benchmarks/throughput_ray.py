@@ -1,0 +1,183 @@
+"""The `ray` section of `throughput.py`: DQN on CartPole through Ray, ours against RLlib's.
+
+All contestants live in one Ray on this machine and take turns; who is not running sleeps (our colocated learner pulls
+its fragments, RLlib's runner waits for its driver). Ratio: RLlib divides `training_intensity` by its runners plus
+one, so 16 with one runner asks for the one update of 32 per environment step that is wanted here. It samples a few steps
+more than asked where episodes end, so it counts slightly less than one, in favour of its env steps/s. Both sides report what they
+counted. RLlib's learner runs in this process, which is its default on one machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from harness import CARTPOLE, WARM_UPDATES, Stretch, alternate, best, figures, ratios
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from seqrl_ray.api import read_recipe
+from seqrl_ray.runtime.launch import open_session
+
+EQUAL = (8, 16)
+"""(environments, vector steps per fragment) of the comparison at equal environments."""
+OURS = ((64, 4), (64, 16), (256, 4))
+"""Where our best is looked for, besides."""
+PEERS = (8, 32, 64)
+LOOK_S = 4.0
+"""How long each candidate for the best is tried."""
+PER = ("replay.sampler=prioritised", "replay.alpha=0.6", "replay.beta_start=0.4", "replay.beta_end=0.4")
+
+
+class Ours:
+    """A whole colocated session: supervisor here, learner, rollout actor and weight board in processes."""
+
+    def __init__(self, compiled: bool, envs: int, fragment_steps: int, root: Path) -> None:
+        overrides = (
+            "algorithm.name=double_dqn",
+            f"learner.compile={'on' if compiled else 'off'}",
+            "learner.threads=1",
+            "learner.device=cpu",
+            "replay.wiring=colocated",
+            f"actors.envs_per_actor={envs}",
+            f"actors.fragment_steps={fragment_steps}",
+        )
+        recipe = read_recipe("classic/cartpole", [*CARTPOLE, *PER, *overrides])
+        self.session = open_session(recipe, root=root, local=True)
+        self.row = self.session.advance(0.1).row
+        while self.row["updates"] < WARM_UPDATES:
+            self.row = self.session.advance(0.5).row
+        self.compile_s: float = self.row["compile_s"]
+
+    def run(self, seconds: float) -> Stretch:
+        before, began = self.row, time.perf_counter()
+        self.row = self.session.advance(seconds).row
+        took = time.perf_counter() - began
+        steps, updates = (int(self.row[k] - before[k]) for k in ("env_steps", "updates"))
+        return Stretch(steps, updates, took)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class RLlib:
+    """RLlib's DQN on the new API stack, one runner; its update calls are counted, not computed."""
+
+    def __init__(self, envs: int, seconds: float) -> None:
+        config = (
+            DQNConfig()
+            .environment("CartPole-v1")
+            .env_runners(num_env_runners=1, num_envs_per_env_runner=envs, rollout_fragment_length=1)
+            .learners(num_learners=0)
+            .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[64, 64], fcnet_activation="relu"))
+            .training(
+                lr=5e-4,
+                train_batch_size=32,
+                training_intensity=16,
+                n_step=1,
+                double_q=True,
+                dueling=False,
+                grad_clip=10.0,
+                target_network_update_freq=500,
+                num_steps_sampled_before_learning_starts=1_000,
+                replay_buffer_config={
+                    "type": "PrioritizedEpisodeReplayBuffer",
+                    "capacity": 50_000,
+                    "alpha": 0.6,
+                    "beta": 0.4,
+                },
+            )
+            .reporting(min_time_s_per_iteration=seconds, min_sample_timesteps_per_iteration=0)
+        )
+        self.algorithm = config.build_algo()
+        self.updates = self.steps = 0
+        update = self.algorithm.learner_group.update
+
+        def counted(**arguments: Any) -> Any:
+            self.updates += 1
+            return update(**arguments)
+
+        self.algorithm.learner_group.update = counted
+        while self.updates < WARM_UPDATES:
+            self.run(seconds)
+
+    def run(self, seconds: float) -> Stretch:
+        updates, took, began = self.updates, 0.0, time.perf_counter()
+        while took < seconds:  # one call, unless it was made for shorter stretches
+            result = self.algorithm.train()
+            took = time.perf_counter() - began
+        before, self.steps = self.steps, int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+        return Stretch(self.steps - before, self.updates - updates, took)
+
+    def close(self) -> None:
+        self.algorithm.stop()
+
+
+def compare(repeats: int, seconds: float, quick: bool) -> dict[str, Any]:
+    """Compare at 8 environments, and each side at its best."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    ray.init(
+        address="local",
+        num_cpus=64,  # shares of this machine, as a local run of ours asks for them; nobody reserves a core
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {**threads, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+    )
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            return _compare(Path(root), repeats, seconds, quick)
+    finally:
+        ray.shutdown()
+
+
+def _compare(root: Path, repeats: int, seconds: float, quick: bool) -> dict[str, Any]:
+    looked: dict[str, float] = {}
+    peer_best = (
+        PEERS[0] if quick else _look({n: lambda n=n: RLlib(n, LOOK_S) for n in PEERS}, "rllib", looked)
+    )
+    contestants: dict[str, Any] = {f"rllib_{EQUAL[0]}": RLlib(EQUAL[0], seconds)}
+    if peer_best != EQUAL[0]:
+        contestants[f"rllib_{peer_best}"] = RLlib(peer_best, seconds)
+    for kind, compiled in (("eager", False), ("compiled", True)):
+        shapes = [EQUAL]
+        if not quick:
+            candidates = {s: lambda s=s, c=compiled: Ours(c, *s, root / "look") for s in (EQUAL, *OURS)}
+            shapes = list(dict.fromkeys([EQUAL, _look(candidates, kind, looked)]))
+        for envs, fragment in shapes:
+            name = f"{kind}_{envs}x{fragment}"
+            contestants[name] = Ours(compiled, envs, fragment, root / name)
+    done = alternate(contestants, repeats, seconds)
+    found: dict[str, Any] = {
+        "contestants": {n: figures(s) for n, s in done.items()},
+        "looked_at": looked,
+        "ratios": {},
+    }
+    peers = [name for name in contestants if name.startswith("rllib")]
+    for kind in ("eager", "compiled"):
+        own = [name for name in contestants if name.startswith(kind)]
+        pairs = {f"at_{EQUAL[0]}": (own[0], peers[0]), "best": (best(own, done), best(peers, done))}
+        for where, (mine, peer) in pairs.items():
+            found["ratios"][f"{kind}_{where}"] = {"of": [mine, peer], **ratios(done[mine], done[peer])}
+    found["compile_s"] = {
+        n: round(c.compile_s, 2) for n, c in contestants.items() if n.startswith("compiled")
+    }
+    for contestant in contestants.values():
+        contestant.close()
+    return found
+
+
+def _look(candidates: dict[Any, Any], side: str, looked: dict[str, float]) -> Any:
+    """Try every candidate once, alone, and return the key of the fastest."""
+    rates = {}
+    for key, make in candidates.items():
+        contestant = make()
+        rates[key] = contestant.run(LOOK_S).env_steps_per_s
+        looked[f"{side}_{key if isinstance(key, int) else f'{key[0]}x{key[1]}'}"] = round(rates[key], 1)
+        contestant.close()
+    return max(rates, key=lambda key: rates[key])

@@ -1,0 +1,151 @@
+"""`seqrl check` and `seqrl doctor`: what a recipe asks for and whether it holds, and what this machine has.
+
+Both return lines for people and print nothing, so that a notebook may use them too. The contract itself
+stands in `seqrl_ray.envs.check`, what a run refuses before it begins in `seqrl_ray.loops.preflight`; here
+they are put in words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqrl_ray.api import read_recipe
+from seqrl_ray.errors import RecipeError
+from seqrl_ray.recipe import Recipe, data_root, find, shipped
+
+if TYPE_CHECKING:
+    from seqrl_ray.envs.check import Finding
+    from seqrl_ray.loops.preflight import Plan
+    from seqrl_ray.types import GroupSpec
+
+LEAST_STEPS = 2
+"""A restore is checked in the middle of the steps: it needs one before and one after it."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `seqrl check` found."""
+
+    lines: tuple[str, ...]
+    ok: bool
+
+
+def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: int = 200) -> Checked:
+    """Validate a recipe, run the environment contract on it, and say what a run would be.
+
+    Args:
+        recipe: path or shipped name.
+        overrides: `dotted.key=value`, applied on top.
+        steps: vector steps of each of the contract's runs, at least 2.
+    Returns: lines to print, the verdict last; `ok` is False if the environment breaks the contract.
+    Raises: SeqrlError: the recipe is refused, or its environment cannot be made.
+    """
+    from seqrl_ray.envs.check import check_env
+    from seqrl_ray.envs.make import make_env
+    from seqrl_ray.loops.preflight import preflight
+
+    if steps < LEAST_STEPS:
+        raise RecipeError(
+            f"--steps={steps} is below {LEAST_STEPS}: the contract cannot be checked. Give more."
+        )
+    resolved = read_recipe(recipe, overrides)
+    plan = preflight(resolved)
+    copies = min(2, resolved.actors.envs_per_actor)
+    found = check_env(
+        lambda seeds: make_env(
+            resolved.env, resolved.policies, num_envs=copies, seeds=seeds, folder=Path(str(resolved.folder))
+        ),
+        steps=steps,
+        seed=resolved.seed,
+    )
+    errors = sum(finding.level == "error" for finding in found)
+    verdict = f"OK: the environment kept the contract for {steps} steps, and a run of this recipe can begin."
+    if errors:
+        verdict = f"NOT OK, {errors} error(s): a run of this recipe would learn from wrong data."
+    lines = [*_what(resolved, find(str(recipe)), plan), *_odd(plan, found), verdict]
+    return Checked(tuple(lines), ok=not errors)
+
+
+def _what(recipe: Recipe, path: Path, plan: Plan) -> list[str]:
+    """What a run of the recipe would be."""
+    env, actors, replay = recipe.env, recipe.actors, recipe.replay
+    name = getattr(env, "id", None) or getattr(env, "game", None) or getattr(env, "map", None) or env.kind
+    lines = [
+        f"recipe       {path}",
+        f"environment  {env.kind} {name}: {actors.count} x {actors.envs_per_actor} copies, "
+        f"{recipe.stop.env_steps:,} steps",
+    ]
+    lines += [f"policy       {_policy(recipe, policy_id, group)}" for policy_id, group in plan.groups.items()]
+    for policy_id, pacing in plan.pacing.items():
+        if not plan.learns[policy_id]:
+            continue
+        pace = "not paced"
+        if pacing.samples_per_insert is not None:
+            pace = f"{pacing.samples_per_insert:g} samples per insert within {pacing.band_items:.1f} items"
+        lines.append(f"replay       {policy_id}: {replay.sampler}, {replay.capacity_steps:,} steps, {pace}")
+    lines.append(
+        f"judged       {', '.join(plan.judged)}: {recipe.evaluation.episodes} held-out seeds each, "
+        f"by {recipe.evaluation.headline}"
+    )
+    return lines
+
+
+def _policy(recipe: Recipe, policy_id: str, group: GroupSpec) -> str:
+    agents = [slot.agent for slot in group.slots]
+    shown = ", ".join(agents[:8]) + (", ..." if len(agents) > 8 else "")
+    action = (
+        f"{group.action.n} actions" if group.action.kind == "discrete" else f"box {list(group.action.shape)}"
+    )
+    return (
+        f"{policy_id}: {recipe.algorithm['name']} drives {len(agents)} agent(s) ({shown}); "
+        f"observation {group.policy_obs.dtype} {list(group.policy_obs.shape)}, {action}"
+        f"{', some illegal at times' if group.masked else ''}"
+    )
+
+
+def _odd(plan: Plan, found: Sequence[Finding]) -> list[str]:
+    return [f"net          {lint}" for lint in plan.lints] + [
+        f"{finding.level:<12} {finding.rule}: {finding.message}" for finding in found
+    ]
+
+
+def doctor_lines() -> tuple[str, ...]:
+    """Say what this machine has and what a run would use; nothing is started."""
+    import torch
+
+    from seqrl_ray.algorithms.compiled import compiler
+    from seqrl_ray.loops.run_folder import versions
+    from seqrl_ray.runtime.launch import SMALL_MACHINE_CORES
+
+    cores = os.cpu_count() or 1
+    place = "processes of its own" if cores > SMALL_MACHINE_CORES else "the learner's process"
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
+    found = compiler()
+    known = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
+    return (
+        f"python       {platform.python_version()} at {sys.executable}",
+        f"machine      {platform.system()} {platform.machine()}, {cores} cores, {gigabytes:.1f} GiB memory",
+        f"packages     {known}",
+        f"simulator    {_sumo()}",
+        f"device       {device}",
+        f"compiler     {found or 'no C++ compiler: updates stay eager on the CPU'}",
+        f"recipes      {len(shipped())} in {data_root('envs')}",
+        f"a run here   starts a Ray of its own; one replay shard stands in {place} (replay.wiring=auto)",
+    )
+
+
+def _sumo() -> str:
+    """Whether SUMO can be loaded into a process: being installed is not enough."""
+    try:
+        libsumo = importlib.import_module("libsumo")
+    except ImportError as error:
+        return f"libsumo does not load: {error}. Traffic recipes will not run; the other kinds will."
+    return f"{libsumo.getVersion()[1]}, in process"
