@@ -1,8 +1,8 @@
 """What the benchmarks share: contestants that take turns, medians and ratios, and the facts of the machine.
 
-A contestant is run for one stretch at a time and says what it counted. All stretches lie in one invocation, in turn and in
-reversed order every second time, so that whatever else the machine does hits all alike. A figure is the median
-of the stretches, a ratio the median of the ratios of the stretches that belong together.
+A contestant is run for one stretch at a time and says what it counted. All stretches lie in one invocation,
+in turn, in reversed order every second time, so that whatever else the machine does hits all alike. A figure
+is the median of the stretches, a ratio the median of the ratios of the stretches that belong together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CARTPOLE = (
     "replay.min_items=1_000",
     "stop.env_steps=2_000_000_000",
 )
-"""What is the same in every DQN comparison on CartPole: 64-64, batches of 32, one update per environment step."""
+"""Our side of every DQN comparison on CartPole: 64-64, batches of 32, one update per environment step."""
 
 WARM_UPDATES = 500
 """Updates before anything is timed."""

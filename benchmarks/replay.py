@@ -41,7 +41,7 @@ SLOTS, EPISODE_STEPS = 64, 200
 SHAPES = ((1, 32), (16, 32), (1, 256), (1, 2_048))
 RAY_SHARDS = 2
 RAY_SHAPES = ((16, 32), (32, 32), (32, 256))
-"""Through Ray a draw is split over the shards: half of its items come from each."""
+"""Through Ray a draw is split over the shards: 32 x 32 is 512 items per call."""
 
 
 def fragment(rng: np.random.Generator, episode: int, steps: int = EPISODE_STEPS) -> Trajectory:
@@ -178,7 +178,7 @@ def atari_bytes_per_step(capacity: int = 2_000) -> dict[str, float]:
 
 
 def rllib_buffer(items: int, rng: np.random.Generator) -> Any:
-    """Fill RLlib's prioritised buffer likewise. It lives in its driver's process: nothing it does is remote."""
+    """Fill RLlib's prioritised buffer likewise; it lives in its driver's process, without any remote call."""
     import gymnasium
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
     from ray.rllib.utils.replay_buffers.prioritized_episode_buffer import PrioritizedEpisodeReplayBuffer
@@ -201,6 +201,7 @@ def rllib_buffer(items: int, rng: np.random.Generator) -> Any:
 def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator) -> Any:
     """Start shard actors as a service run does, fill them, and return the learner's view of them."""
     import ray
+
     from seqrl_ray.api import read_recipe
     from seqrl_ray.loops.trainer import make_pacing
     from seqrl_ray.runtime.replay_service import RemoteReplay, ShardServer
@@ -222,9 +223,8 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
     recipe = recipe.model_copy(update={"replay": unpaced})
     group, spec = cartpole_group(), SampleSpec("transitions")
     remote = ray.remote(ShardServer).options(max_concurrency=1000, runtime_env=threads_env())
-    shards = {
-        i: remote.remote(recipe, {"shared": group}, {"shared": spec}, i, 0, None, None) for i in range(RAY_SHARDS)
-    }
+    groups, specs = {"shared": group}, {"shared": spec}
+    shards = {i: remote.remote(recipe, groups, specs, i, 0, None, None) for i in range(RAY_SHARDS)}
     for episode in range(items // (SLOTS * EPISODE_STEPS) + 1):
         for shard in shards.values():
             trajectory = fragment(rng, episode, EPISODE_STEPS // RAY_SHARDS)
@@ -239,7 +239,9 @@ def through_ray(items: int, repeats: int) -> dict[str, Any]:
     import ray
 
     rng = np.random.default_rng(0)
-    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     try:
         buffer = rllib_buffer(items, rng)
         figures: dict[str, Any] = {"shards": RAY_SHARDS}

@@ -1,17 +1,20 @@
-"""Speed of whole training against what a user would pick: RLlib through Ray, Stable-Baselines3 in process, bare Atari.
+"""Speed of whole training against what a user would pick: RLlib, Stable-Baselines3, bare Atari.
 
     python benchmarks/throughput.py                       # all sections, one JSON line at the end
     python benchmarks/throughput.py --section inprocess   # ray | inprocess | atari
-    python benchmarks/throughput.py --quick               # a smoke test: two short stretches, no figure to quote
+    python benchmarks/throughput.py --quick               # a smoke test: nothing to quote
 
-ray        DQN on CartPole through Ray, colocated wiring, prioritised replay, against RLlib's DQN; see `throughput_ray.py`.
-inprocess  DQN on CartPole in this process, uniform replay, against Stable-Baselines3's with 1 and with 64 environments.
-atari      a random policy stepped and stored, against `ale_py`'s vector environment alone, same arguments, same threads.
+ray        DQN on CartPole through Ray, colocated wiring, prioritised replay, against RLlib's DQN; see
+           `throughput_ray.py`.
+inprocess  DQN on CartPole in this process, uniform replay, against Stable-Baselines3's with 1 and with 64
+           environments.
+atari      a random policy stepped and every step stored, against `ale_py`'s vector environment alone with the
+           same arguments and emulator threads.
 
-Both sides of `ray` and `inprocess`: batches of 32, one update per environment step as counted, a 64-64 network, Adam,
-gradients clipped at a norm of 10, 50,000 stored steps, learning from step 1,000 on, one thread. Compiled updates are
-warmed up before anything is timed; what compiling took is printed. Stable-Baselines3 is no dependency of seqrl-ray:
-`pip install --no-deps stable-baselines3==2.9.2`.
+Both sides of `ray` and `inprocess`: batches of 32, one update per environment step as counted, a 64-64
+network, Adam, gradients clipped at a norm of 10, 50,000 stored steps, learning from step 1,000 on, one
+thread. Compiled updates are warmed up before anything is timed; what compiling took is printed.
+Stable-Baselines3 is no dependency of seqrl-ray: `pip install --no-deps stable-baselines3==2.9.2`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import CARTPOLE, LEAST_REPEATS, WARM_UPDATES, Stretch, alternate, best, figures, machine, ratios
+
 from seqrl_ray.api import read_recipe
 from seqrl_ray.loops.local import LocalSession
 

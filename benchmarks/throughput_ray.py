@@ -1,10 +1,11 @@
 """The `ray` section of `throughput.py`: DQN on CartPole through Ray, ours against RLlib's.
 
-All contestants live in one Ray on this machine and take turns; who is not running sleeps (our colocated learner pulls
-its fragments, RLlib's runner waits for its driver). Ratio: RLlib divides `training_intensity` by its runners plus
-one, so 16 with one runner asks for the one update of 32 per environment step that is wanted here. It samples a few steps
-more than asked where episodes end, so it counts slightly less than one, in favour of its env steps/s. Both sides report what they
-counted. RLlib's learner runs in this process, which is its default on one machine.
+All contestants live in one Ray on this machine and take turns; who is not running sleeps (our colocated
+learner pulls its fragments, RLlib's runner waits for its driver). RLlib divides `training_intensity` by its
+runners plus one, so 16 with one runner asks for the one update of 32 per environment step that is wanted
+here; where episodes end it samples a few steps more than asked, so it counts slightly less than one update
+per step, in favour of its env steps/s. Both sides report what they counted. RLlib's learner runs in this
+process, its default on one machine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import ray
 from harness import CARTPOLE, WARM_UPDATES, Stretch, alternate, best, figures, ratios
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
 from seqrl_ray.api import read_recipe
 from seqrl_ray.runtime.launch import open_session
 

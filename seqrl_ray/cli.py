@@ -1,4 +1,4 @@
-"""The command line: `seqrl train | evaluate | report | check | doctor`.
+"""The command line: `seqrl train | evaluate | report | check | doctor | bench`.
 
 Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
 interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from seqrl_ray import __version__
 from seqrl_ray.errors import RecipeError, SeqrlError
@@ -25,20 +27,34 @@ app = typer.Typer(
     help="Train reinforcement-learning policies with distributed actors, replay shards and learners on Ray.",
 )
 
+BAD_INPUT = 2
 INTERRUPTED = 130
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, runs/<name>-<time>")]
 
 
-def main() -> None:
-    """Run the command line; turn a user's error into one line and an exit code."""
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; turn a user's error into one line and an exit code.
+
+    Args:
+        args: what follows `seqrl`; None: the process's own arguments.
+    """
     try:
-        app()
+        code = app(args, standalone_mode=False)
     except SeqrlError as error:
-        sys.stderr.write(f"seqrl: {error}\n")
+        text = str(error)
+        if error.exit_code == BAD_INPUT:  # a parser's message may have lines of its own
+            text = " ".join(line.strip() for line in text.splitlines())
+        sys.stderr.write(f"seqrl: {text}\n")
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    except (
+        TyperException
+    ) as error:  # a command or an option that does not exist; without any, help was printed
+        if message := error.format_message():
+            end = "" if message[-1] in ".?" else "."
+            sys.stderr.write(f"seqrl: {message}{end} Try: seqrl --help\n")
+        raise SystemExit(BAD_INPUT) from None
+    raise SystemExit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -148,7 +164,7 @@ def check(
     for line in found.lines:
         typer.echo(line)
     if not found.ok:
-        raise typer.Exit(2)
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -157,6 +173,20 @@ def doctor() -> None:
     from seqrl_ray.check import doctor_lines
 
     for line in doctor_lines():
+        typer.echo(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="replay, throughput or traffic_env")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the benchmark's JSON line")] = False,
+) -> None:
+    """Run a benchmark of a checkout; what else is given goes to it, e.g. --section ray."""
+    from seqrl_ray.bench import lines, run_benchmark
+
+    result = run_benchmark(name, context.args)
+    for line in [json.dumps(result)] if as_json else lines(result):
         typer.echo(line)
 
 

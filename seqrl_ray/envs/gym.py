@@ -312,9 +312,9 @@ def _registered(settings: GymSettings) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(
             settings.id, settings.max_episode_steps, disable_env_checker=True, **settings.kwargs
         )
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):
         raise EnvError(
-            f"env.id={settings.id!r} is not a registered Gymnasium environment: nothing can be made. {error}"
+            f"env.id={settings.id!r} is not a registered Gymnasium environment: nothing can be made."
             f"{did_you_mean(settings.id, gymnasium.registry)} For your own, write module:callable."
         ) from None
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:

@@ -85,6 +85,18 @@ def make_env(
     )
 
 
+def metric_names(env: EnvSettings, policies: Mapping[str, PolicySettings]) -> tuple[str, ...]:
+    """Names of the metrics every episode of an evaluation has."""
+    if env.kind == "traffic":
+        from seqrl_ray.envs.traffic.metrics import EMISSION_METRICS, METRICS
+
+        return (*METRICS, *(EMISSION_METRICS if env.emissions else ()))
+    if env.kind == "pettingzoo":
+        of_policies = tuple(f"return_{policy_id}" for policy_id in policies) if len(policies) > 1 else ()
+        return ("return", "return_total", *of_policies)
+    return ("return",)
+
+
 def controllers(env: EnvSettings) -> tuple[str, ...]:
     """Names of the built-in rules an environment of this kind can be driven by."""
     if env.kind == "traffic":

@@ -12,6 +12,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqrl_ray.envs.make import metric_names
+from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import training_env
 from seqrl_ray.loops.judge import names
@@ -46,6 +48,7 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     Raises: RecipeError, EnvError: the run could not begin. CheckpointError: it could not go on from there.
     """
     judged = names(recipe)
+    _check_headline(recipe)
     one_copy = recipe.actors.model_copy(update={"envs_per_actor": 1})
     eager = recipe.learner.model_copy(update={"compile": "off"})  # nothing is updated here
     small = recipe.model_copy(update={"actors": one_copy, "learner": eager})
@@ -65,3 +68,12 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
         judged=judged,
         lints=lints,
     )
+
+
+def _check_headline(recipe: Recipe) -> None:
+    known, headline = metric_names(recipe.env, recipe.policies), recipe.evaluation.headline
+    if headline not in known:
+        raise RecipeError(
+            f"evaluation.headline={headline!r} is not a metric of this environment: nothing could be judged by it."
+            f"{did_you_mean(headline, known)} Metrics here: {', '.join(known)}."
+        )

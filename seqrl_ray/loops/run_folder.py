@@ -214,7 +214,7 @@ def check_new(path: Path) -> None:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(
             f"--run-dir={path} exists and is not an empty folder: a new run would overwrite it. "
-            f"Name another folder, or go on with it by --resume {path}."
+            f"Name another folder, or give --resume {path} to go on with it."
         )
 
 

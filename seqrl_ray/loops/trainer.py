@@ -244,7 +244,8 @@ def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int) -> Pacing:
     """
     ahead = spec.n_step if spec.view == "transitions" else spec.window_steps
     burst = -(-(recipe.actors.fragment_steps + ahead) * slots // spec.period_steps)
-    if spec.returns:  # an item waits for its episode's end: one insert may release all that is stored
+    if spec.returns or recipe.replay.sampler in ("by_length", "by_return"):
+        # An item waits for its episode's end: one insert may release all that is stored.
         burst = -(-recipe.replay.capacity_steps // spec.period_steps)
     return Pacing(
         recipe.replay.samples_per_insert,

@@ -28,6 +28,31 @@ from seqrl_ray.types import FloatArray, IntArray
 
 GRIDLOCK_S = 240.0
 
+METRICS = (
+    "return",
+    "queue_vehicles",
+    "queue_longest_vehicles",
+    "teleports",
+    "gridlocked",
+    "jam_controlled",
+    "jam_elsewhere",
+    "safety_violations",
+    "safety_refusals",
+    "delay_s",
+    "delay_p95_s",
+    "travel_time_s",
+    "waiting_s",
+    "stops",
+    "throughput_vehicles",
+    "demand_vehicles",
+    "backlog_vehicles",
+)
+"""Every episode of an evaluation has these, in this order."""
+
+EMISSION_METRICS = ("co2_kg", "fuel_kg")
+"""These too where `env.emissions` asks for them."""
+
+
 _TRIP = re.compile(r"<tripinfo (.*?)/?>")
 _FIELD = re.compile(r'(\w+)="([^"]*)"')
 _EMISSION = re.compile(r"<emissions (.*?)/>")
