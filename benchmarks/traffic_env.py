@@ -7,7 +7,7 @@ sumo-rl's timing (5 s decisions, 2 s yellow, 5 s minimum green); ours computes s
 waiting reward. Every run is a fresh process; contestants alternate; figures are medians of an episode's CPU
 seconds (process and children), start included, imports not. All must end with the same vehicles in the net.
 
-Run: python benchmarks/traffic_env.py [--maps cologne3,cologne8,grid4x4] [--repeats 5] [--traci] [--json FILE]
+Run: python benchmarks/traffic_env.py [--maps cologne3,cologne8,grid4x4] [--repeats 5] [--traci]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import machine
 
 from seqrl_ray.envs.traffic.env import TrafficEnv
 from seqrl_ray.envs.traffic.files import district_files, ensure_sumo_home
@@ -194,14 +195,13 @@ def compare(name: str, repeats: int, traci: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse the command line and print the table."""
+    """Parse the command line and print one JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--maps", default="cologne3,cologne8,grid4x4")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--traci", action="store_true", help="also sumo-rl on TraCI (slow)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--actions", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -210,11 +210,7 @@ def main() -> None:
         contestant(given.contestant, given.maps, given.actions)
         return
     results = [compare(name, given.repeats, given.traci) for name in given.maps.split(",")]
-    for result in results:
-        print(result["map"], {k: round(v, 3) for k, v in result["cpu_s"].items()}, "CPU s, median")
-        print("   ratios", {k: round(v, 2) for k, v in result["ratios"].items()})
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(json.dumps({**machine("traffic_env", ("sumo-rl", "libsumo", "eclipse-sumo")), "maps": results}))
 
 
 if __name__ == "__main__":

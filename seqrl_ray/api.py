@@ -124,6 +124,26 @@ def evaluate(
     return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
 
 
+def watch(run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui") -> list[int]:
+    """Show one evaluation episode of a traffic run's last checkpoint in sumo-gui.
+
+    Args:
+        run: the run folder.
+        seed: of the episode; None: the recipe's first held-out seed.
+        delay_ms: pause per simulated second.
+        binary: `sumo-gui`, or `sumo` for no window.
+    Returns: vehicles in the net after each decision.
+    """
+    from seqrl_ray.loops.run_folder import open_run
+    from seqrl_ray.loops.watch import show
+
+    folder = open_run(Path(run))
+    recipe = read_recipe(folder / "recipe.toml")
+    _, weights = checkpoint_weights(folder, recipe)
+    first = recipe.evaluation.seed if seed is None else seed
+    return show(recipe, weights, first, binary=binary, delay_ms=delay_ms)
+
+
 def checkpoint_weights(folder: Path, recipe: Recipe) -> tuple[int, dict[str, Weights]]:
     """Return (env steps, policy id -> weights) of the newest checkpoint of a run.
 

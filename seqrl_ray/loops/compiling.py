@@ -34,9 +34,8 @@ class _Measure:
     calls: int = 0
     updates: int = 0
     seconds: float = 0.0
-    first_progress: float = 0.0
-    """Share of the run that was spent at the first call."""
-    first_updates: int = 0
+    base: tuple[float, int] | None = None
+    """(share of the run spent, updates done) between two turns, the first time after a call."""
 
     def add(self, updates: int, seconds: float) -> None:
         if self.calls:
@@ -76,9 +75,7 @@ class Compiling:
             able = {p: a for p, a in algorithms.items() if isinstance(a, FlatLearner)}
             self._eager = {policy_id: _Measure() for policy_id in able if compiler() is not None}
 
-    def update(
-        self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float], progress: float
-    ) -> Update:
+    def update(self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float]) -> Update:
         """Update one policy; see `Algorithm.update`. Takes long where it compiles."""
         if policy_id in self._waiting:
             return self._first_compiled(policy_id, batch, hparams)
@@ -86,8 +83,6 @@ class Compiling:
         measure = self._compiled.get(policy_id) or self._eager.get(policy_id)
         if measure is None:
             return algorithm.update(batch, hparams)
-        if measure.calls == 0:
-            measure.first_progress, measure.first_updates = progress, algorithm.updates
         began = time.perf_counter()
         update = algorithm.update(batch, hparams)
         measure.add(len(update.priorities), time.perf_counter() - began)
@@ -104,19 +99,23 @@ class Compiling:
     def consider(self, progress: float) -> None:
         """Begin to compile what is measured to pay; for loops whose runs need not be functions of their seed."""
         for policy_id, eager in self._eager.items():
-            if policy_id in self._waiting or policy_id in self._compiled or not eager.enough:
+            if policy_id in self._waiting or policy_id in self._compiled or not eager.calls:
                 continue
-            left = self._updates_left(policy_id, eager, progress)
+            if eager.base is None:
+                eager.base = (progress, self.algorithms[policy_id].updates)
+            if not eager.enough:
+                continue
+            left = self._updates_left(policy_id, eager, eager.base, progress)
             if pays(left, eager.update_s):
                 reason = f"{left:,} updates of {1e3 * eager.update_s:.2f} ms are left"
                 self._begin(policy_id, reason)
                 return  # one at a time: each is announced before it is slow
 
-    def _updates_left(self, policy_id: str, eager: _Measure, progress: float) -> int:
+    def _updates_left(self, policy_id: str, eager: _Measure, base: tuple[float, int], progress: float) -> int:
         """Extrapolate from the updates that the run asked for per share of its budget, which pacing sets."""
         stop, updates = self.recipe.stop, self.algorithms[policy_id].updates
-        spent = progress - eager.first_progress
-        left = (updates - eager.first_updates) / spent * (1.0 - progress) if spent > 0.0 else 0.0
+        spent = progress - base[0]
+        left = (updates - base[1]) / spent * (1.0 - progress) if spent > 0.0 else 0.0
         if stop.updates:
             left = min(left, stop.updates - updates)
         if stop.wall_s:

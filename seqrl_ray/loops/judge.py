@@ -78,7 +78,7 @@ def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
 def play_job(recipe: Recipe, job: Job, weights: Mapping[str, Weights]) -> list[EpisodeEnd]:
     """Play one job in this process."""
     return evaluate(
-        recipe, job.name, job.seeds, algorithms=partial(_with_weights, recipe, weights), details=job.details
+        recipe, job.name, job.seeds, algorithms=partial(with_weights, recipe, weights), details=job.details
     )
 
 
@@ -137,9 +137,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _with_weights(
+def with_weights(
     recipe: Recipe, weights: Mapping[str, Weights], groups: Mapping[str, GroupSpec]
 ) -> dict[str, Algorithm]:
+    """Make the algorithms of a recipe and give them these weights to act with."""
     made = algorithms(recipe, groups)
     for policy_id, algorithm in made.items():
         if policy_id in weights:

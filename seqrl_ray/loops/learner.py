@@ -61,7 +61,7 @@ class Learner:
         """
         algorithm = self.algorithms[policy_id]
         tensors, hparams = feed(batch, self.device), algorithm.hparams(progress)
-        update = self.compiling.update(policy_id, tensors, hparams, progress)
+        update = self.compiling.update(policy_id, tensors, hparams)
         for name, value in update.metrics.items():
             self._sums[f"{policy_id}/{name}"] += value
             self._counts[f"{policy_id}/{name}"] += 1

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.errors import EnvError
 from seqrl_ray.types import (
     ActInput,
     Array,
@@ -314,6 +315,7 @@ class Rollout:
                 "prev_action": a.prev_action.copy(),
                 "prev_reward": a.prev_reward.copy(),
                 "next_offset": a.recorder.next_offset.copy(),
+                "obs": np.array(self.current.groups[policy_id].obs, copy=True),
             }
             for policy_id, a in self.acting.items()
         }
@@ -330,6 +332,12 @@ class Rollout:
         """
         self.current = self.env.restore(tuple(OpenEpisode(**episode) for episode in state["episodes"]))
         for policy_id, saved in state["groups"].items():
+            if not np.array_equal(saved["obs"], self.current.groups[policy_id].obs):
+                raise EnvError(
+                    "the open episodes, replayed from their seeds and actions, lead to other observations than before: "
+                    "the environment is not a function of its seed, so this run cannot go on exactly. "
+                    "Resume without --local and with actors.in_flight=2; the open episodes are then cut."
+                )
             acting = self.acting[policy_id]
             acting.stack.frames = saved["frames"].copy()
             acting.state = saved["act_state"]

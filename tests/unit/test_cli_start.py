@@ -1,0 +1,57 @@
+"""`seqrl --help` answers at once: nothing heavy is imported before a command needs it. Counted in modules,
+not seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "ale_py", "fsspec", "gymnasium", "libsumo", "matplotlib", "mujoco", "numpy", "pettingzoo", "pyarrow", "pydantic",
+    "ray", "safetensors", "sumo_rl", "tensorboard", "tensorboardX", "torch",
+}  # fmt: skip
+MODULES_LIMIT = 900
+"""Standard library, typer and rich; numpy alone would bring hundreds more."""
+
+
+def imported(*args: str) -> tuple[set[str], int, str]:
+    """Top-level packages, number of modules and standard output of a `seqrl ARGS` in a process of its own."""
+    code = (
+        "import json, sys\n"
+        "from seqrl_ray.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "sys.stderr.write(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stderr)
+    return {name.partition(".")[0] for name in modules}, len(modules), done.stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(args):
+    packages, count, out = imported(*args)
+    assert out
+    assert not packages & HEAVY
+    assert count < MODULES_LIMIT
+
+
+def test_the_probe_sees_heavy_imports():
+    packages, _, _ = imported("check", "classic/mined_chain", "--steps", "2")
+    assert {"numpy", "gymnasium", "pydantic", "torch"} <= packages
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sys; before = set(sys.modules); import seqrl_ray; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name.partition(".")[0] for name in done.stdout.split()} == {"seqrl_ray"}
+
+
+def test_every_command_is_listed():
+    _, _, out = imported("--help")
+    for command in ("train", "evaluate", "report", "check", "doctor"):
+        assert f" {command} " in out
