@@ -204,7 +204,8 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
 
     from seqrl_ray.api import read_recipe
     from seqrl_ray.loops.trainer import make_pacing
-    from seqrl_ray.runtime.replay_service import RemoteReplay, ShardServer
+    from seqrl_ray.runtime.remote_replay import RemoteReplay
+    from seqrl_ray.runtime.replay_service import ShardServer
     from seqrl_ray.runtime.supervisor import threads_env
     from seqrl_ray.runtime.wire import pack_fragment
 

@@ -7,7 +7,6 @@ they are put in words.
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import sys
@@ -144,8 +143,9 @@ def doctor_lines() -> tuple[str, ...]:
 
 def _sumo() -> str:
     """Whether SUMO can be loaded into a process: being installed is not enough."""
+    from seqrl_ray.envs.traffic.simulation import sumo_version
+
     try:
-        libsumo = importlib.import_module("libsumo")
+        return f"{sumo_version()}, in process"
     except ImportError as error:
         return f"libsumo does not load: {error}. Traffic recipes will not run; the other kinds will."
-    return f"{libsumo.getVersion()[1]}, in process"

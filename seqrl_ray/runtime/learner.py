@@ -54,7 +54,7 @@ class LearnerReport:
 
 
 class RemoteSource:
-    """Rollout actors, each with a bounded number of fragments on their way; taken in the order they finish."""
+    """Rollout actors, each with a bounded number of fragments on their way, taken as they finish."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -142,7 +142,7 @@ class RemoteSource:
         return self._payload
 
     def _look_for_silence(self) -> None:
-        """Find, once a second, actors whose oldest call has been out for too long (all that is ready has been taken)."""
+        """Find, once a second, actors whose oldest call is out for too long (what is ready has been taken)."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + 1.0
@@ -196,7 +196,7 @@ class ColocatedLearner:
         return os.getpid()
 
     def run_for(self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any) -> LearnerReport:
-        """Train for about this long; return earlier if the budget is spent, an actor is lost, or there is news.
+        """Train for about this long; or until the budget is spent, an actor is lost, or there is news.
 
         Args:
             seconds: wall time.

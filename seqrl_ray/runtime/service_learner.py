@@ -18,7 +18,7 @@ from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import make_pacing, pacing_row
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.replay_service import RemoteReplay
+from seqrl_ray.runtime.remote_replay import RemoteReplay
 from seqrl_ray.types import GroupSpec, SampleSpec
 
 LEARNER = 1_000_000
@@ -97,7 +97,7 @@ class ServiceLearner:
         return self.progress >= 1.0 or bool(limit and self.learner.updates >= limit)
 
     def run_for(self, seconds: float, shards: Mapping[int, Any], board: Any) -> ServiceReport:
-        """Train for about this long; return earlier if the budget is spent, a shard is lost, or there is news.
+        """Train for about this long; or until the budget is spent, a shard is lost, or there is news.
 
         Args:
             seconds: wall time.

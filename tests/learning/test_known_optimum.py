@@ -34,3 +34,13 @@ def test_agents_that_need_each_other_come_close_to_the_optimum(tmp_path, variant
     optimum = DoorGrid(departing=variant.endswith("departing")).optimum()
     returns = [final_return(tmp_path, f"multi_agent/{variant}", seed, local) for seed in range(5)]
     assert min(returns) >= 0.95 * optimum, (returns, optimum)
+
+
+def test_images_are_learned_from(tmp_path):
+    """MinAtar's Breakout: several times what random play scores, through Ray, in minutes."""
+    pytest.importorskip("minatar", reason="pip install --no-deps minatar==1.0.15")
+    summary = api.train("atari/minatar_breakout", run_dir=tmp_path / "run", quiet=True).summary
+    policy, random = summary["evaluation"]["return"]["mean"], summary["baselines"]["random"]["return"]["mean"]
+    print(f"\nminatar breakout: {policy:.1f}, random {random:.2f}, {summary['wall_s'] / 60:.1f} minutes")
+    assert policy >= 5.0 * random
+    assert summary["wall_s"] <= 30 * 60

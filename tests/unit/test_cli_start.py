@@ -7,15 +7,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-HEAVY = {
-    "ale_py", "fsspec", "gymnasium", "libsumo", "matplotlib", "mujoco", "numpy", "pettingzoo", "pyarrow", "pydantic",
-    "ray", "safetensors", "sumo_rl", "tensorboard", "tensorboardX", "torch",
-}  # fmt: skip
-MODULES_LIMIT = 900
-"""Standard library, typer and rich; numpy alone would bring hundreds more."""
+ROOT = Path(__file__).parents[2]
+HEAVY = {"ale_py", "fsspec", "gymnasium", "libsumo", "matplotlib", "mujoco", "numpy", "pettingzoo", "pyarrow"}
+HEAVY |= {"ray", "safetensors", "sumo_rl", "tensorboardX", "torch"}
+MODULES_LIMIT = 600
+"""The standard library, typer and rich."""
+
+
+def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=True
+    )
 
 
 def imported(*args: str) -> tuple[set[str], int, str]:
@@ -27,7 +33,7 @@ def imported(*args: str) -> tuple[set[str], int, str]:
         "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "sys.stderr.write(json.dumps(sorted(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    done = python(code, *args)
     modules = json.loads(done.stderr)
     return {name.partition(".")[0] for name in modules}, len(modules), done.stdout
 
@@ -42,13 +48,15 @@ def test_help_imports_nothing_heavy(args):
 
 def test_the_probe_sees_heavy_imports():
     packages, _, _ = imported("check", "classic/mined_chain", "--steps", "2")
-    assert {"numpy", "gymnasium", "pydantic", "torch"} <= packages
+    assert {"numpy", "gymnasium", "torch"} <= packages
 
 
 def test_importing_the_package_imports_nothing_else():
     code = "import sys; before = set(sys.modules); import seqrl_ray; print(*(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {name.partition(".")[0] for name in done.stdout.split()} == {"seqrl_ray"}
+    done = python(code)
+    ours = {name for name in done.stdout.split() if name.startswith("seqrl_ray")}
+    assert ours == {"seqrl_ray"}
+    assert len(done.stdout.split()) < 50  # typing and what it stands on
 
 
 def test_every_command_is_listed():

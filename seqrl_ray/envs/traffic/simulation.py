@@ -67,6 +67,16 @@ def district_options(net: Path, route: Path) -> list[str]:
     return [*files, "--no-warnings", "--xml-validation", "never", *limits]
 
 
+def sumo_version() -> str:
+    """Return what SUMO calls itself, e.g. "SUMO 1.28.0"; it is loaded into this process.
+
+    Raises: ImportError: libsumo is not installed, or does not load here.
+    """
+    import libsumo
+
+    return str(libsumo.getVersion()[1])
+
+
 class Simulation:
     """The process's one SUMO."""
 

@@ -1,0 +1,97 @@
+"""The benchmarks run: their figures are of a smoke test and are not judged here."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqrl_ray.bench import NAMES, lines, run_benchmark
+from seqrl_ray.errors import RecipeError
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+installed = importlib.util.find_spec
+
+
+def harness() -> Any:
+    spec = importlib.util.spec_from_file_location("harness", FOLDER / "harness.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["harness"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_contestants_alternate_and_ratios_are_of_pairs() -> None:
+    h = harness()
+    order: list[str] = []
+
+    class Contestant:
+        def __init__(self, name: str, rates: list[int]) -> None:
+            self.name, self.rates = name, rates
+
+        def run(self, seconds: float) -> Any:
+            order.append(self.name)
+            rate = self.rates.pop(0)
+            return h.Stretch(rate, 2 * rate, seconds)
+
+    done = h.alternate({"a": Contestant("a", [20, 90, 40]), "b": Contestant("b", [10, 30, 20])}, 3, 1.0)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert h.figures(done["a"]) == {
+        "env_steps_per_s": 40.0,
+        "updates_per_s": 80.0,
+        "updates_per_env_step": 2.0,
+        "stretches": [[20.0, 40.0], [90.0, 180.0], [40.0, 80.0]],
+    }
+    assert h.ratios(done["a"], done["b"]) == {"env_steps_per_s": 2.0, "updates_per_s": 2.0}
+    assert h.best(["a", "b"], done) == "a"
+
+
+def test_every_name_is_a_file_and_others_are_refused() -> None:
+    assert all((FOLDER / f"{name}.py").is_file() for name in NAMES)
+    with pytest.raises(
+        RecipeError, match=r'NAME=\'throughputs\' is not a benchmark. Did you mean "throughput"\?'
+    ):
+        run_benchmark("throughputs")
+
+
+def test_bad_arguments_are_one_clear_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecipeError, match=r"throughput\.py refused its arguments"):
+        run_benchmark("throughput", ["--repeats", "3"])
+    assert "--repeats=3 is below 5" in capfd.readouterr().err
+
+
+def test_lines_name_every_figure_but_the_raw_stretches() -> None:
+    result = {"benchmark": "x", "s": {"a": {"rate": 1.5, "stretches": [[1, 2]]}}, "maps": [{"ratio": 2}]}
+    assert [line.split() for line in lines(result)] == [
+        ["benchmark", "x"],
+        ["s.a.rate", "1.5"],
+        ["maps.0.ratio", "2"],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(installed("stable_baselines3") is None, reason="stable-baselines3 is not installed")
+def test_in_process_and_atari_count_one_update_per_step() -> None:
+    result = run_benchmark("throughput", ["--quick", "--section", "inprocess", "--section", "atari"])
+    contestants = result["sections"]["inprocess"]["contestants"]
+    assert {"sb3_1", "sb3_64", "eager_64x4", "compiled_64x4"} == set(contestants)
+    assert all(c["updates_per_env_step"] == pytest.approx(1.0, abs=0.15) for c in contestants.values())
+    assert result["sections"]["inprocess"]["compile_s"]["compiled_64x4"] > 0.0
+    atari = result["sections"]["atari"]
+    assert atari["ratios"]["collect/bare"] > 0.0
+    assert 84 * 84 < atari["bytes_per_stored_step"] <= 7_500
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_ray_section_counts_both_sides() -> None:
+    result = run_benchmark("throughput", ["--quick", "--section", "ray"])
+    contestants = result["sections"]["ray"]["contestants"]
+    assert set(contestants) == {"rllib_8", "eager_8x16", "compiled_8x16"}
+    assert contestants["eager_8x16"]["updates_per_env_step"] == pytest.approx(1.0, abs=0.3)
+    assert 0.5 < contestants["rllib_8"]["updates_per_env_step"] < 1.2
+    assert all(ratio["of"][1] == "rllib_8" for ratio in result["sections"]["ray"]["ratios"].values())
