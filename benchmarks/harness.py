@@ -110,6 +110,13 @@ def best(names: Sequence[str], done: Mapping[str, Sequence[Stretch]]) -> str:
     return max(names, key=lambda name: statistics.median(s.env_steps_per_s for s in done[name]))
 
 
+def require(package: str, install: str) -> None:
+    """End with one line unless a peer's package is installed."""
+    if not any(importlib.metadata.distributions(name=package)):
+        sys.stderr.write(f"{package} is not installed: there is nothing to compare with. Run: {install}\n")
+        raise SystemExit(2)
+
+
 def machine(benchmark: str, packages: Sequence[str]) -> dict[str, Any]:
     """Say what was run, on what, beside which load."""
     top = Path(__file__).resolve().parents[1]

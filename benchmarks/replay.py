@@ -22,15 +22,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-import cpprb
 import numpy as np
+from harness import LEAST_REPEATS, machine, require
 
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
@@ -94,6 +93,8 @@ def ours(items: int, sampler: str, rng: np.random.Generator) -> ReplayShard:
 
 def peer(items: int, rng: np.random.Generator) -> Any:
     """Make a cpprb buffer with the same columns, filled likewise."""
+    import cpprb
+
     columns = {
         "obs": {"shape": 4},
         "action": {"dtype": np.int64},
@@ -278,19 +279,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="alternated repeats, at least 5")
     parser.add_argument("--no-ray", action="store_true", help="leave out the comparison through Ray actors")
     options = parser.parse_args()
-    if options.repeats < 5:
+    if options.repeats < LEAST_REPEATS:
         parser.error(f"--repeats={options.repeats} is below 5: a median of fewer says little. Use 5 or more.")
+    require("cpprb", "pip install --no-deps cpprb==11.0.0")
+    packages = ["numpy", "cpprb"] if options.no_ray else ["numpy", "cpprb", "ray"]
     result: dict[str, Any] = {
-        "benchmark": "replay",
+        **machine("replay", packages),
         "items": options.items,
         "repeats": options.repeats,
-        "load_average": os.getloadavg()[0],
-        "peers": {"cpprb": importlib.metadata.version("cpprb")},
         "in_process": in_process(options.items, options.repeats),
         "atari_bytes_per_step": atari_bytes_per_step(),
     }
     if not options.no_ray:
-        result["peers"]["ray"] = importlib.metadata.version("ray")
         result["through_ray"] = through_ray(options.items, options.repeats)
     print(json.dumps(result))
 

@@ -24,7 +24,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import time
@@ -33,7 +32,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import CARTPOLE, LEAST_REPEATS, WARM_UPDATES, Stretch, alternate, best, figures, machine, ratios
+from harness import (
+    CARTPOLE,
+    LEAST_REPEATS,
+    WARM_UPDATES,
+    Stretch,
+    alternate,
+    best,
+    figures,
+    machine,
+    ratios,
+    require,
+)
 
 from seqrl_ray.api import read_recipe
 from seqrl_ray.loops.local import LocalSession
@@ -250,11 +260,7 @@ def main() -> None:
         )
     sections = given.section or list(SECTIONS)
     for section in sections:
-        package, hint = PACKAGES[section]
-        if not any(importlib.metadata.distributions(name=package)):
-            parser.error(
-                f"--section={section} needs {package} to compare with, which is not installed. Run: {hint}"
-            )
+        require(*PACKAGES[section])
     torch.set_num_threads(1)
     repeats, seconds = (2, 0.5) if given.quick else (given.repeats, given.seconds)
     packages = ["torch", "numpy", "gymnasium", *(PACKAGES[s][0] for s in sections)]

@@ -21,7 +21,7 @@ NAMES = ("replay", "throughput", "traffic_env")
 def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:
     """Run `benchmarks/<name>.py` in a process of its own and return the JSON it prints last.
 
-    Raises: RecipeError: no such benchmark, no checkout here, or arguments it refuses.
+    Raises: RecipeError: no such benchmark, no checkout here, a peer is missing, or its arguments are wrong.
         SeqrlError: it failed; its own words are on stderr.
     """
     if name not in NAMES:
@@ -44,7 +44,7 @@ def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:
         check=False,
     )
     if done.returncode == RecipeError.exit_code:
-        raise RecipeError(f"benchmarks/{name}.py refused its arguments, see above. Correct them.")
+        raise RecipeError(f"benchmarks/{name}.py would not start, for the reason printed above. Correct that.")
     if done.returncode:
         raise SeqrlError(f"benchmarks/{name}.py failed with exit code {done.returncode}, see above.")
     return json.loads(done.stdout.splitlines()[-1])

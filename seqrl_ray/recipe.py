@@ -29,7 +29,7 @@ from seqrl_ray.recipe_env import (
 )
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.recipe_traffic import TrafficSettings
-from seqrl_ray.settings import Settings, key, parse
+from seqrl_ray.settings import NONE, Settings, key, parse
 
 EnvSettings = Annotated[
     GymSettings | MujocoSettings | AtariSettings | PettingZooSettings | TrafficSettings,
@@ -302,15 +302,26 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 def dump(recipe: Recipe) -> str:
     """Return the resolved recipe as TOML; loading it gives an equal recipe."""
-    table = recipe.model_dump(mode="json")
     lines: list[str] = []
-    _write_table(table, "", lines)
+    _write_table(_table(recipe), "", lines)
     return "\n".join(lines).strip() + "\n"
 
 
 def write(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe to `path`."""
     path.write_text(dump(recipe), encoding="utf-8")
+
+
+def _table(settings: BaseModel) -> dict[str, Any]:
+    """TOML has no null: a key that is None by default is left out, any other that is None says so."""
+    table = settings.model_dump(mode="json")
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            table[name] = _table(value)
+        elif value is None and info.default is not None:
+            table[name] = NONE
+    return table
 
 
 def _write_table(table: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
@@ -343,20 +354,6 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
     raise TypeError(f"no TOML for {type(value).__name__}")
-
-
-def schema_of(cls: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Key -> {default, unit, mutable, description} of a settings class, for docs and sweeps."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, info in cls.model_fields.items():
-        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        rows[name] = {
-            "default": None if info.is_required() else info.default,
-            "unit": extra.get("unit", ""),
-            "mutable": bool(extra.get("mutable", False)),
-            "description": info.description or "",
-        }
-    return rows
 
 
 def run_folder_name(recipe: Recipe, stamp: str) -> str:

@@ -8,19 +8,33 @@ pydantic's report into one clear line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
 
 from seqrl_ray.errors import RecipeError, did_you_mean
+
+
+NONE = "none"
+"""TOML has no null: this stands for it, for keys that may be None."""
 
 
 class Settings(BaseModel):
     """A frozen table of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        optional = {
+            name for name, info in cls.model_fields.items() if type(None) in get_args(info.annotation)
+        }
+        return {name: None if value == NONE and name in optional else value for name, value in given.items()}
 
 
 S = TypeVar("S", bound=Settings)

@@ -86,8 +86,9 @@ class RemoteSource:
 
     def poll(self) -> Sequence[tuple[str, Fragment]]:
         """Return the fragments that are ready, waiting a tenth of a second at most."""
-        for index in self.actors:
-            self._arm(index)
+        if self.recipe.actors.in_flight == 1:  # lock-step: asked only now, with the weights just offered
+            for index in self.actors:
+                self._arm(index)
         if not self._calls:
             time.sleep(0.02)
             return []

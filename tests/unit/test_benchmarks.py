@@ -59,9 +59,19 @@ def test_every_name_is_a_file_and_others_are_refused() -> None:
 
 
 def test_bad_arguments_are_one_clear_line(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RecipeError, match=r"throughput\.py refused its arguments"):
+    with pytest.raises(RecipeError, match=r"throughput\.py would not start"):
         run_benchmark("throughput", ["--repeats", "3"])
     assert "--repeats=3 is below 5" in capfd.readouterr().err
+
+
+def test_a_missing_peer_is_one_line_that_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
+    harness().require("numpy", "never printed")
+    with pytest.raises(SystemExit) as stopped:
+        harness().require("no-such-peer", "pip install no-such-peer")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "no-such-peer is not installed: there is nothing to compare with. Run: pip install no-such-peer\n"
+    )
 
 
 def test_lines_name_every_figure_but_the_raw_stretches() -> None:
