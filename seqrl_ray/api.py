@@ -124,7 +124,9 @@ def evaluate(
     return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
 
 
-def watch(run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui") -> list[int]:
+def watch(
+    run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui"
+) -> list[int]:
     """Show one evaluation episode of a traffic run's last checkpoint in sumo-gui.
 
     Args:

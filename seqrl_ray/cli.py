@@ -127,7 +127,9 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out seeds; default: the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="first seed; default: the recipe's")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    gui: Annotated[bool, typer.Option("--gui", help="show one episode in sumo-gui instead (traffic)")] = False,
+    gui: Annotated[
+        bool, typer.Option("--gui", help="show one episode in sumo-gui instead (traffic)")
+    ] = False,
 ) -> None:
     """Judge a run's last checkpoint and its controllers again; the run is not changed."""
     from seqrl_ray import api

@@ -1,7 +1,7 @@
 """Named errors. Each message says what was given, which rule it breaks, the consequence, and what to change.
 
-The command line prints a `SeqrlError` as one line and exits with its `exit_code`; anything else is a defect and
-keeps its traceback.
+The command line prints a `SeqrlError` as one line and exits with its `exit_code`; anything else is a defect
+and keeps its traceback.
 """
 
 from __future__ import annotations

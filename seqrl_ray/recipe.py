@@ -80,7 +80,8 @@ class LearnerSettings(Settings):
     )
     compile: Literal["auto", "on", "off"] = key(
         "auto",
-        "compiled updates; auto = once the updates left are measured to repay the compilation, and never in the "
+        "compiled updates; auto = once the updates left are measured to repay the compilation, and never "
+        "in the "
         "local loop or a lock-step run, whose numbers follow from the seed alone",
     )
     threads: int | Literal["auto"] = key("auto", "torch threads; auto = cores the actors leave, at least one")

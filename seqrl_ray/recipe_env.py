@@ -20,8 +20,8 @@ class GymSettings(Settings):
         None, "truncate here; None keeps the environment's own limit", unit="steps", ge=1
     )
     mask_key: str = key(
-        "action_mask", "where the legal-action mask stands: beside `observation` in a Dict observation, or "
-        "in the info"
+        "action_mask",
+        "where the legal-action mask stands: beside `observation` in a Dict observation, or in the info",
     )
     restorable: bool = key(True, "a seed and the actions rebuild an open episode exactly (checked on resume)")
 

@@ -16,7 +16,6 @@ from pydantic_core import ErrorDetails
 
 from seqrl_ray.errors import RecipeError, did_you_mean
 
-
 NONE = "none"
 """TOML has no null: this stands for it, for keys that may be None."""
 

@@ -1,1 +1,3 @@
-"""What runs here in one process is the reference for what runs in many: rollout, training, judging, run folders."""
+"""What runs here in one process is the reference for what runs in many: rollout, training, judging, run
+folders.
+"""

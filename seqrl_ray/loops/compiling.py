@@ -140,10 +140,9 @@ class Compiling:
         except TorchDynamoException as error:
             if self.recipe.learner.compile == "on":
                 raise
-            self._back_to_eager(policy_id, f"they cannot be compiled: {str(error).strip().splitlines()[0]}")
-            return algorithm.update(
-                batch, hparams
-            )  # nothing was changed: a state is taken over when it is whole
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._back_to_eager(policy_id, f"they cannot be compiled: {reason}")
+            return algorithm.update(batch, hparams)  # nothing had changed: only a whole state is taken over
         took = time.perf_counter() - began
         self.compile_s += took
         self._compiled[policy_id] = _Measure()

@@ -1,6 +1,8 @@
-"""The learner: every policy's algorithm, its schedules and its weight versions. Knows no replay, no actor, no Ray.
+"""The learner: every policy's algorithm, its schedules and its weight versions. Knows no replay, no actor, no
+Ray.
 
-It is handed numpy batches (by whoever wires it), turns them into device tensors, updates, and gives priorities back.
+It is handed numpy batches (by whoever wires it), turns them into device tensors, updates, and gives
+priorities back.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Learner:
         return update.priorities
 
     def weights(self, policy_id: str, progress: float) -> Weights:
-        """Return one policy's acting parameters with their version; copied once per version, never written to."""
+        """Return one policy's acting parameters with their version; copied once per version, never written
+        to.
+        """
         algorithm = self.algorithms[policy_id]
         last = self._published.get(policy_id)
         if last is not None and last.version == (self.epoch, algorithm.updates):
@@ -105,7 +109,8 @@ class Learner:
         """
         if set(state["policies"]) != set(self.algorithms):
             raise CheckpointError(
-                f"checkpoint has policies {sorted(state['policies'])}, the recipe has {sorted(self.algorithms)}: "
+                f"checkpoint has policies {sorted(state['policies'])}, the recipe has "
+                f"{sorted(self.algorithms)}: "
                 "their weights cannot be matched. Use the recipe the run was started with."
             )
         self.epoch = int(state["epoch"])

@@ -113,7 +113,8 @@ class LocalSession:
         saved = checkpoints.load(folder, "rollouts").get("0")
         if saved is None:
             raise CheckpointError(
-                f"{folder} holds no open episodes: its environment cannot rebuild one, so the local loop cannot "
+                f"{folder} holds no open episodes: its environment cannot rebuild one, so the local loop "
+                "cannot "
                 "go on exactly. Resume without --local; the open episodes are then cut."
             )
         self.rollout.restore(saved)

@@ -74,6 +74,7 @@ def _check_headline(recipe: Recipe) -> None:
     known, headline = metric_names(recipe.env, recipe.policies), recipe.evaluation.headline
     if headline not in known:
         raise RecipeError(
-            f"evaluation.headline={headline!r} is not a metric of this environment: there is nothing to judge by."
+            f"evaluation.headline={headline!r} is not a metric of this environment: there is nothing to "
+            "judge by."
             f"{did_you_mean(headline, known)} Metrics here: {', '.join(known)}."
         )

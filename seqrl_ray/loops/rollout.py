@@ -1,8 +1,8 @@
 """Rollout: the one place where a policy meets an environment, and where agents become trajectories.
 
-A `Rollout` steps a vectorised environment with one algorithm per policy id and cuts what happened into fragments:
-for every policy id one `Trajectory` whose rows are sorted stream after stream. It knows no replay and no learner;
-new weights are handed to it between two fragments, never inside one.
+A `Rollout` steps a vectorised environment with one algorithm per policy id and cuts what happened into
+fragments: for every policy id one `Trajectory` whose rows are sorted stream after stream. It knows no replay
+and no learner; new weights are handed to it between two fragments, never inside one.
 
 Dims: T vector steps of a fragment, S slots of a group, R rows, F final rows, P pieces.
 """
@@ -37,12 +37,16 @@ from seqrl_ray.types import (
 
 
 class FrameStack:
-    """The last k frames of every slot, oldest first; frames before a stream's first are 0 (as the views give them)."""
+    """The last k frames of every slot, oldest first; frames before a stream's first are 0 (as the views give
+    them).
+    """
 
     def __init__(self, group: GroupSpec) -> None:
         shape = (len(group.slots), *group.policy_obs.shape)
         self.depth = group.frame_stack
-        self.frames: Array = np.zeros(shape, group.obs.dtype) if self.depth > 1 else np.zeros(0, group.obs.dtype)
+        self.frames: Array = (
+            np.zeros(shape, group.obs.dtype) if self.depth > 1 else np.zeros(0, group.obs.dtype)
+        )
 
     def push(self, step: Step) -> Array:
         """Return the observation the policy sees, [S, *policy_obs]."""
@@ -119,10 +123,14 @@ class Recorder:
             self.finals.obs.append(np.array(step.final_obs, copy=True))
             if self.group.masked:
                 legal = step.final_legal
-                self.finals.legal.append(self.own_actions[step.final_slots] if legal is None else legal.copy())
+                self.finals.legal.append(
+                    self.own_actions[step.final_slots] if legal is None else legal.copy()
+                )
         self.t += 1
 
-    def cut(self, writer: str, incarnation: int, version: tuple[int, int], env_steps: int) -> Trajectory | None:
+    def cut(
+        self, writer: str, incarnation: int, version: tuple[int, int], env_steps: int
+    ) -> Trajectory | None:
         """Return the recorded rows as a Trajectory (None if no slot acted) and start anew."""
         steps = self.t
         slots = len(self.group.slots)
@@ -140,7 +148,9 @@ class Recorder:
             given: dict[str, Array] = {"obs": np.concatenate(self.finals.obs)}
             if self.group.masked:
                 given["legal"] = np.concatenate(self.finals.legal)
-            columns = {name: _weave(rows, given.get(name), f_time.size, order) for name, rows in columns.items()}
+            columns = {
+                name: _weave(rows, given.get(name), f_time.size, order) for name, rows in columns.items()
+            }
             slot = np.concatenate([slot, f_slot])[order]
             episode = np.concatenate([episode, self.episode[f_time, f_slot]])[order]
             offset = np.concatenate([offset, self.offset[f_time, f_slot] + 1])[order]
@@ -150,7 +160,12 @@ class Recorder:
         if slot.size == 0:
             return None
         starts = np.flatnonzero(
-            np.concatenate([[True], (slot[1:] != slot[:-1]) | (episode[1:] != episode[:-1]) | (offset[1:] != offset[:-1] + 1)])
+            np.concatenate(
+                [
+                    [True],
+                    (slot[1:] != slot[:-1]) | (episode[1:] != episode[:-1]) | (offset[1:] != offset[:-1] + 1),
+                ]
+            )
         )
         return Trajectory(
             policy_id=self.group.policy_id,
@@ -181,7 +196,11 @@ def _rows(buffer: Array, steps: int) -> Array:
 
 def _weave(rows: Array, given: Array | None, finals: int, order: IntArray) -> Array:
     """Append `finals` final rows (zeros where not given) and put all rows in `order`."""
-    tail = np.zeros((finals, *rows.shape[1:]), rows.dtype) if given is None else given.astype(rows.dtype, copy=False)
+    tail = (
+        np.zeros((finals, *rows.shape[1:]), rows.dtype)
+        if given is None
+        else given.astype(rows.dtype, copy=False)
+    )
     return np.concatenate([rows, tail])[order]
 
 
@@ -258,7 +277,9 @@ class Rollout:
         acting = self.acting[weights.policy_id]
         acting.algorithm.load_weights(weights.flat)
         acting.version = weights.version
-        acting.slot_params = self._slot_params(acting.algorithm, self.env.groups[weights.policy_id], weights.progress)
+        acting.slot_params = self._slot_params(
+            acting.algorithm, self.env.groups[weights.policy_id], weights.progress
+        )
 
     def set_progress(self, progress: float) -> None:
         """Tell every policy how much of the run is spent: exploration follows it."""
@@ -280,7 +301,9 @@ class Rollout:
             episodes.extend(after.episodes)
             env_steps += after.env_steps
             self.current = after
-        cuts = [a.recorder.cut(self.writer, self.incarnation, a.version, env_steps) for a in self.acting.values()]
+        cuts = [
+            a.recorder.cut(self.writer, self.incarnation, a.version, env_steps) for a in self.acting.values()
+        ]
         return Fragment(tuple(c for c in cuts if c is not None), tuple(episodes), env_steps)
 
     def _act(self, policy_id: str) -> Array:
@@ -304,7 +327,9 @@ class Rollout:
         self.env.close()
 
     def state(self) -> dict[str, Any] | None:
-        """What a later `restore` needs to go on exactly (between two fragments); None if the environment cannot."""
+        """What a later `restore` needs to go on exactly (between two fragments); None if the environment
+        cannot.
+        """
         episodes = self.env.open_episodes()
         if episodes is None:
             return None
@@ -334,7 +359,8 @@ class Rollout:
         for policy_id, saved in state["groups"].items():
             if not np.array_equal(saved["obs"], self.current.groups[policy_id].obs):
                 raise EnvError(
-                    "the open episodes, replayed from their seeds and actions, lead to other observations than before: "
+                    "the open episodes, replayed from their seeds and actions, lead to other observations "
+                    "than before: "
                     "the environment is not a function of its seed, so this run cannot go on exactly. "
                     "Resume without --local and with actors.in_flight=2; the open episodes are then cut."
                 )

@@ -1,9 +1,10 @@
-"""The trainer: fragments in, updates out. The colocated wiring of one replay shard per policy and the learner.
+"""The trainer: fragments in, updates out. The colocated wiring of one replay shard per policy and the
+learner.
 
-The local loop runs it in the only process there is; the Ray runtime runs the same object inside the learner's process
-and feeds it from remote actors. A `turn` is: take the fragments that are there, insert them, learn until pacing
-says no, offer the new weights. With one actor and one fragment in flight the order of everything is fixed, so the
-local loop and a lock-step Ray run do the same arithmetic.
+The local loop runs it in the only process there is; the Ray runtime runs the same object inside the learner's
+process and feeds it from remote actors. A `turn` is: take the fragments that are there, insert them, learn
+until pacing says no, offer the new weights. With one actor and one fragment in flight the order of everything
+is fixed, so the local loop and a lock-step Ray run do the same arithmetic.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class FragmentSource(Protocol):
     """Where fragments come from: a rollout in this process, or actors elsewhere."""
 
     def poll(self) -> Sequence[tuple[str, Fragment]]:
-        """Return (actor name, fragment) of what is ready; waits until there is something, or a short time has passed."""
+        """Return (actor name, fragment) of what is ready; waits until there is something, or a short time has
+        passed.
+        """
         ...
 
     def offer(self, weights: Mapping[str, Weights]) -> None:
@@ -123,7 +126,9 @@ class Trainer:
     def done(self) -> bool:
         """The budget is spent."""
         updates = self.recipe.stop.updates
-        return self.counters.env_steps >= self.recipe.stop.env_steps or bool(updates and self.learner.updates >= updates)
+        return self.counters.env_steps >= self.recipe.stop.env_steps or bool(
+            updates and self.learner.updates >= updates
+        )
 
     def turn(self) -> None:
         """Take what there is, learn what pacing allows after each fragment, offer the new weights."""
@@ -132,7 +137,9 @@ class Trainer:
             self.learn()
         if self.saving is not None and self.saving.step():
             self.saving = None
-        self.source.offer(self.learner.all_weights(self.progress))  # also without updates: exploration follows progress
+        self.source.offer(
+            self.learner.all_weights(self.progress)
+        )  # also without updates: exploration follows progress
 
     def insert(self, actor: str, fragment: Fragment) -> None:
         """Store a fragment and count it."""
@@ -175,7 +182,11 @@ class Trainer:
 
     def report(self) -> dict[str, Any]:
         """Return one row of counts, pacing and losses."""
-        row: dict[str, Any] = {**vars(self.counters), "updates": self.learner.updates, "progress": self.progress}
+        row: dict[str, Any] = {
+            **vars(self.counters),
+            "updates": self.learner.updates,
+            "progress": self.progress,
+        }
         for policy_id, shard in self.shards.items():
             row.update({f"{policy_id}/replay_{name}": value for name, value in vars(shard.stats()).items()})
         row.update(pacing_row(self.pacing))
@@ -186,13 +197,16 @@ class Trainer:
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint of this moment, with `trees` in it.
 
-        Replay is written in slices between the next turns; with `wait` at once. A checkpoint still being written is
-        finished first.
+        Replay is written in slices between the next turns; with `wait` at once. A checkpoint still being
+        written is finished first.
         """
         if self.saving is not None:
             self.saving.finish()
         name = f"{self.counters.env_steps:012d}"
-        snapshots = [shard.begin_snapshot(root / name / "replay" / policy_id) for policy_id, shard in self.shards.items()]
+        snapshots = [
+            shard.begin_snapshot(root / name / "replay" / policy_id)
+            for policy_id, shard in self.shards.items()
+        ]
         keep = self.recipe.learner.keep_checkpoints
         self.saving = Saving(root, name, {**trees, "trainer": self.state()}, snapshots, keep)
         if wait:
@@ -256,16 +270,22 @@ def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int) -> Pacing:
     )
 
 
-def make_trainer(recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], source: FragmentSource, seed: int) -> Trainer:
+def make_trainer(
+    recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], source: FragmentSource, seed: int
+) -> Trainer:
     """Wire a learner, one shard and one pacing per policy, and a source."""
     specs = {policy_id: algorithm.sample_spec() for policy_id, algorithm in learner.algorithms.items()}
     pacing = {p: make_pacing(recipe, specs[p], len(group.slots)) for p, group in groups.items()}
     return Trainer(recipe, learner, make_shards(recipe, learner, groups, seed), pacing, source)
 
 
-def make_shards(recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], seed: int) -> dict[str, ReplayShard]:
+def make_shards(
+    recipe: Recipe, learner: Learner, groups: Mapping[str, GroupSpec], seed: int
+) -> dict[str, ReplayShard]:
     """Make one whole shard per policy id."""
     return {
-        policy_id: ReplayShard(group, learner.algorithms[policy_id].sample_spec(), recipe.replay, seed=seed + place)
+        policy_id: ReplayShard(
+            group, learner.algorithms[policy_id].sample_spec(), recipe.replay, seed=seed + place
+        )
         for place, (policy_id, group) in enumerate(sorted(groups.items()))
     }

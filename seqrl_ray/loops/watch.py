@@ -1,4 +1,6 @@
-"""Watching: one held-out episode of a trained traffic policy, recorded through libsumo and shown in sumo-gui through TraCI."""
+"""Watching: one held-out episode of a trained traffic policy, recorded through libsumo and shown in sumo-gui
+through TraCI.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,22 @@ def record(recipe: Recipe, weights: Mapping[str, Weights], seed: int) -> OpenEpi
     return OpenEpisode(0, seed, 0, {policy_id: np.stack(rows) for policy_id, rows in taken.items()})
 
 
-def show(recipe: Recipe, weights: Mapping[str, Weights], seed: int, *, binary: str = "sumo-gui", delay_ms: int = 100) -> list[int]:
+def show(
+    recipe: Recipe,
+    weights: Mapping[str, Weights],
+    seed: int,
+    *,
+    binary: str = "sumo-gui",
+    delay_ms: int = 100,
+) -> list[int]:
     """Record an episode and show it in a window; returns the vehicles in the net after each decision.
 
     Raises: RecipeError: the recipe is not a traffic recipe. EnvError: SUMO's window cannot be opened.
     """
     if not isinstance(recipe.env, TrafficSettings):
-        raise RecipeError(f"--gui with env.kind={recipe.env.kind!r}: only SUMO has a window here. Leave --gui out.")
+        raise RecipeError(
+            f"--gui with env.kind={recipe.env.kind!r}: only SUMO has a window here. Leave --gui out."
+        )
     folder = Path(recipe.folder) if recipe.folder else None
     episode = record(recipe, weights, seed)
     return replay(recipe.env, recipe.policies, episode, folder=folder, binary=binary, delay_ms=delay_ms)

@@ -1,7 +1,7 @@
 """The learner actor of the colocated wiring: it owns the shard and pulls fragments from the rollout actors.
 
-It is the local loop's `Trainer` with another source of fragments. The supervisor is another process: it calls `run_for`
-again and again, hears which actors fell silent, and hands over their replacements.
+It is the local loop's `Trainer` with another source of fragments. The supervisor is another process: it calls
+`run_for` again and again, hears which actors fell silent, and hands over their replacements.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class RemoteSource:
         return self._payload
 
     def _look_for_silence(self) -> None:
-        """Find, once a second, actors whose oldest call is out for too long (what is ready has been taken)."""
+        """Find, once a second, actors whose oldest call is out for too long (what is ready has been
+        taken).
+        """
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + 1.0

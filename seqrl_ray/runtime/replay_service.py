@@ -104,6 +104,7 @@ class ShardServer:
         self.updates = dict.fromkeys(groups, 0)
         self.lag = LagCounter()
         self._moved = asyncio.Condition()
+        self._inserting: list[object] = []  # inserts that wait or run, in order of arrival
         if folder is not None and state is not None:
             for policy_id, shard in self.shards.items():
                 restore([shard_folder(folder, policy_id, index)], [shard])
@@ -124,12 +125,23 @@ class ShardServer:
             shard.writer_gone(writer)
 
     async def insert(self, message: Any) -> int:
-        """Store a fragment once pacing lets it in; return the items it released."""
+        """Store a fragment once pacing lets it in; return the items it released.
+
+        Fragments are stored in order of arrival: one that overtook an earlier one of its stream would make that
+        one's rows look like duplicates.
+        """
         fragment: Fragment = unpack(message)
         policies = [t.policy_id for t in fragment.trajectories]
+        turn = object()
+        self._inserting.append(turn)
         async with self._moved:
-            while not all(self.pacing[p].may_insert() for p in policies):
-                await self._moved.wait()
+            try:
+                while self._inserting[0] is not turn or not all(
+                    self.pacing[p].may_insert() for p in policies
+                ):
+                    await self._moved.wait()
+            finally:
+                self._inserting.remove(turn)
             items = 0
             limit = self.recipe.learner.max_policy_lag_updates
             for trajectory in fragment.trajectories:

@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+
 from seqrl_ray.algorithms import settings_class
 from seqrl_ray.envs.check import check_env
 from seqrl_ray.envs.make import make_env
@@ -46,6 +47,7 @@ def test_pettingzoos_own_api_test_accepts_the_toy_with_departures_spoken():
 @pytest.mark.parametrize("name", ["RecallCorridor", "MinedChain", "Endless", "PaddleBricks"])
 def test_gymnasiums_own_checker_accepts_the_toys(name):
     from gymnasium.utils.env_checker import check_env as gymnasium_check
+
     from seqrl_ray.envs import toys
 
     gymnasium_check(getattr(toys, name)(), skip_render_check=True)

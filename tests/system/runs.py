@@ -23,7 +23,9 @@ SMALL = (
 LOCK_STEP = ("actors.in_flight=1", "actors.count=1", "replay.wiring=colocated")
 
 
-def train(folder: Path, *overrides: str, local: bool = False, recipe: str = "classic/cartpole") -> dict[str, Any]:
+def train(
+    folder: Path, *overrides: str, local: bool = False, recipe: str = "classic/cartpole"
+) -> dict[str, Any]:
     return api.train(recipe, [*SMALL, *overrides], run_dir=folder, local=local, quiet=True).summary
 
 

@@ -26,7 +26,9 @@ def two_nodes():
 
 def test_a_run_joins_a_cluster_and_spreads_over_its_nodes(two_nodes, tmp_path):
     overrides = [*SMALL, "actors.count=3", "replay.wiring=service", "replay.shards=2"]
-    result = api.train("classic/cartpole", overrides, run_dir=tmp_path / "run", address=two_nodes.address, quiet=True)
+    result = api.train(
+        "classic/cartpole", overrides, run_dir=tmp_path / "run", address=two_nodes.address, quiet=True
+    )
     assert result.summary["status"] == "completed"
     assert result.summary["env_steps"] >= 4000
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -36,9 +38,16 @@ def test_a_run_joins_a_cluster_and_spreads_over_its_nodes(two_nodes, tmp_path):
 
 def test_a_run_that_could_never_be_placed_is_refused_with_the_arithmetic(two_nodes, tmp_path):
     with pytest.raises(RecipeError) as error:
-        api.train("classic/cartpole", ["actors.count=9"], run_dir=tmp_path / "run", address=two_nodes.address, quiet=True)
+        api.train(
+            "classic/cartpole",
+            ["actors.count=9"],
+            run_dir=tmp_path / "run",
+            address=two_nodes.address,
+            quiet=True,
+        )
     assert str(error.value) == (
-        "actors.count=9 x actors.cpus=1 + 1 learner + 1 shards = 11 CPUs, and the cluster has 6: the run could never be "
+        "actors.count=9 x actors.cpus=1 + 1 learner + 1 shards = 11 CPUs, and the cluster has 6: the run "
+        "could never be "
         "placed. Lower actors.count or add nodes."
     )
     assert not (tmp_path / "run").exists()
@@ -48,7 +57,9 @@ def test_a_run_that_could_never_be_placed_is_refused_with_the_arithmetic(two_nod
 def test_the_launcher_asks_for_the_gpus_the_cluster_has(gpus, asked, want):
     ray.init(address="local", num_cpus=2, num_gpus=gpus, include_dashboard=False)
     try:
-        recipe = api.read_recipe("classic/cartpole", [f'learner.num_gpus={asked if asked != "auto" else repr(asked)}'])
+        recipe = api.read_recipe(
+            "classic/cartpole", [f"learner.num_gpus={asked if asked != 'auto' else repr(asked)}"]
+        )
         assert place(recipe, local=True).num_gpus == want
     finally:
         ray.shutdown()

@@ -1,4 +1,6 @@
-"""Really kill every kind of process of a living run, in both wirings. Each prints seconds to recover and what was lost."""
+"""Really kill every kind of process of a living run, in both wirings. Each prints seconds to recover and what
+was lost.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def kill(actor: Any, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(ray.get(actor.pid.remote()), number)
 
 
-def run_with_a_death(tmp_path: Path, overrides: tuple[str, ...], strike: Callable[[Any], None]) -> dict[str, Any]:
+def run_with_a_death(
+    tmp_path: Path, overrides: tuple[str, ...], strike: Callable[[Any], None]
+) -> dict[str, Any]:
     from seqrl_ray.runtime.launch import open_session
 
     recipe = api.read_recipe("classic/cartpole", [*LONG, *overrides])
@@ -133,7 +137,9 @@ def test_a_killed_shard_goes_on_from_its_snapshot(ray_here, tmp_path, capsys):
 def test_a_killed_driver_leaves_a_run_that_resumes_and_no_process(tmp_path, capsys, wiring):
     path = tmp_path / "run"
     command = [sys.executable, "-m", "seqrl_ray.cli", "train", "classic/cartpole", *LONG, *WIRINGS[wiring]]
-    with subprocess.Popen([*command, "--run-dir", str(path)], stderr=subprocess.DEVNULL, start_new_session=True) as driver:
+    with subprocess.Popen(
+        [*command, "--run-dir", str(path)], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as driver:
         until = time.monotonic() + 120
         while not checkpoints.complete(path / "checkpoints") and time.monotonic() < until:
             time.sleep(0.2)
@@ -143,7 +149,10 @@ def test_a_killed_driver_leaves_a_run_that_resumes_and_no_process(tmp_path, caps
     assert 0 < kept < 30000
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "seqrl_ray.cli", "train", "--resume", str(path)], capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "seqrl_ray.cli", "train", "--resume", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((path / "summary.json").read_text())
@@ -151,7 +160,8 @@ def test_a_killed_driver_leaves_a_run_that_resumes_and_no_process(tmp_path, caps
     assert summary["env_steps"] >= 30000
     with capsys.disabled():
         print(
-            f"\n  driver killed ({wiring}): resumed and finished {time.monotonic() - began:.1f} s after the second start, "
+            f"\n  driver killed ({wiring}): resumed and finished {time.monotonic() - began:.1f} s after "
+            "the second start, "
             f"lost {max(made) - kept} steps"
         )
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.make import make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
 from seqrl_ray.errors import EnvError

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.check import check_env, random_actions
 from seqrl_ray.envs.make import make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.grouping import AgentInfo, agents_of, assign, blank_rows, own_actions
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_env import PolicySettings

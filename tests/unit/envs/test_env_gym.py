@@ -4,6 +4,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.gym import GymEnv
 from seqrl_ray.envs.make import controllers, make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.make import make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds
 from seqrl_ray.errors import EnvError

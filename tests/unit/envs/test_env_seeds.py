@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
 from seqrl_ray.errors import EnvError
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from seqrl_ray.envs.toys import DoorGrid, Endless, MinedChain, PaddleBricks, RecallCorridor
 from seqrl_ray.envs.toys.door import AGENTS, DOOR, MOVES, OUT, SIDE, advance, best, starts
 

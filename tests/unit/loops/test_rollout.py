@@ -1,4 +1,6 @@
-"""Rollout: fragments are checked against a slow, dictionary-shaped record of the same scripted environment."""
+"""Rollout: fragments are checked against a slow, dictionary-shaped record of the same scripted
+environment.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ class Recording:
         return self.now
 
     def step(self, actions: Any) -> VectorStep:
-        before = {p: {k: np.array(v) for k, v in vars(s).items() if v is not None} for p, s in self.now.groups.items()}
+        before = {
+            p: {k: np.array(v) for k, v in vars(s).items() if v is not None}
+            for p, s in self.now.groups.items()
+        }
         after = self.env.step(actions)
         for policy, step in after.groups.items():
             old = before[policy]
@@ -67,7 +72,9 @@ def make(kind: str, num_envs: int = 3, seed: int = 0) -> Any:
     if kind == "cartpole":
         settings: Any = GymSettings(id="CartPole-v1")
     else:
-        settings = PettingZooSettings(id="seqrl_ray.envs.toys:DoorGrid", kwargs={"departing": kind == "departing"})
+        settings = PettingZooSettings(
+            id="seqrl_ray.envs.toys:DoorGrid", kwargs={"departing": kind == "departing"}
+        )
     return make_env(settings, SHARED, num_envs=num_envs, seeds=EpisodeSeeds(seed))
 
 
@@ -88,7 +95,9 @@ def test_fragments_join_to_what_happened_in_every_stream(kind, fragment_steps):
             for slot, episode, offset, length in zip(t.slot, t.episode, t.offset, t.length, strict=True):
                 stream = joined[(t.policy_id, int(slot), int(episode))]
                 assert offset == len(stream), "a piece begins where the last one of its stream ended"
-                stream.extend({name: c[i] for name, c in t.columns.items()} for i in range(start, start + length))
+                stream.extend(
+                    {name: c[i] for name, c in t.columns.items()} for i in range(start, start + length)
+                )
                 start += length
     assert joined.keys() == env.streams.keys()
     for key, rows in env.streams.items():

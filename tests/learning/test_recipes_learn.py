@@ -14,9 +14,14 @@ LAYOUTS = pytest.mark.parametrize("local", [True, False], ids=["local", "ray"])
 
 def final_return(tmp_path, recipe: str, seed: int, local: bool, *overrides: str) -> float:
     name = f"{recipe.replace('/', '-')}-{seed}"
-    summary = api.train(recipe, [f"seed={seed}", *overrides], run_dir=tmp_path / name, local=local, quiet=True).summary
+    summary = api.train(
+        recipe, [f"seed={seed}", *overrides], run_dir=tmp_path / name, local=local, quiet=True
+    ).summary
     result = summary["evaluation"]["return"]
-    print(f"\n{recipe} seed {seed} {'local' if local else 'ray'}: {result['mean']:.3f} after {summary['env_steps']:,} steps")
+    print(
+        f"\n{recipe} seed {seed} {'local' if local else 'ray'}: {result['mean']:.3f} "
+        f"after {summary['env_steps']:,} steps"
+    )
     return float(result["mean"])
 
 
@@ -24,7 +29,9 @@ def final_return(tmp_path, recipe: str, seed: int, local: bool, *overrides: str)
 def test_cartpole_is_solved_on_five_seeds(tmp_path, local):
     steps = api.read_recipe("classic/cartpole").stop.env_steps
     assert steps <= 150_000
-    returns = [final_return(tmp_path, "classic/cartpole", seed, local, "evaluation.episodes=20") for seed in range(5)]
+    returns = [
+        final_return(tmp_path, "classic/cartpole", seed, local, "evaluation.episodes=20") for seed in range(5)
+    ]
     assert min(returns) >= 475.0, returns
 
 

@@ -1,4 +1,5 @@
-"""What the traffic recipes promise, on final policies and held-out seeds. Minutes per seed; a line is printed for each.
+"""What the traffic recipes promise, on final policies and held-out seeds. Minutes per seed; a line is printed
+for each.
 
 `pytest -m learning tests/learning/test_traffic.py -s`
 """
@@ -24,9 +25,14 @@ def judged(tmp_path: Path, recipe: str, seed: int, *overrides: str) -> dict[str,
         f"traffic/{recipe}", [f"seed={seed}", *overrides], run_dir=tmp_path / f"{recipe}-{seed}", quiet=True
     ).summary
     for name, metrics in {f"policy of seed {seed}": summary["evaluation"], **summary["baselines"]}.items():
-        delay, inside, outside = metrics["delay_s"], metrics["jam_controlled"]["mean"], metrics["jam_elsewhere"]["mean"]
+        delay, inside, outside = (
+            metrics["delay_s"],
+            metrics["jam_controlled"]["mean"],
+            metrics["jam_elsewhere"]["mean"],
+        )
         print(
-            f"\n{recipe} {name}: delay mean {delay['mean']:.2f} median {delay['median']:.2f} s, n {delay['n']}, "
+            f"\n{recipe} {name}: delay mean {delay['mean']:.2f} median {delay['median']:.2f} s, n "
+            f"{delay['n']}, "
             f"jams inside/outside a signal {inside:.2f}/{outside:.2f}",
             end="",
         )
@@ -37,7 +43,9 @@ def judged(tmp_path: Path, recipe: str, seed: int, *overrides: str) -> dict[str,
 
 
 def seeds(tmp_path: Path, recipe: str, count: int) -> list[dict[str, Any]]:
-    """Train `count` seeds; the rules are judged with the first and stand beside all: their seeds are the same."""
+    """Train `count` seeds; the rules are judged with the first and stand beside all: their seeds are the
+    same.
+    """
     runs = [judged(tmp_path, recipe, 0)]
     runs += [judged(tmp_path, recipe, seed, "evaluation.controllers=['fixed']") for seed in range(1, count)]
     for run in runs[1:]:
@@ -62,7 +70,9 @@ def test_cologne8_beats_the_plan_and_the_rules_on_five_seeds(tmp_path):
 
 
 def test_cologne8_gridlocks_no_more_often_than_the_best_rule(tmp_path):
-    summary = judged(tmp_path, "cologne8", 0, "evaluation.episodes=50", "evaluation.controllers=['max_pressure']")
+    summary = judged(
+        tmp_path, "cologne8", 0, "evaluation.episodes=50", "evaluation.controllers=['max_pressure']"
+    )
     rule = summary["baselines"]["max_pressure"]["gridlocked"]["mean"]
     assert summary["evaluation"]["gridlocked"]["mean"] <= rule
 
