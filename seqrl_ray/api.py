@@ -91,6 +91,7 @@ def resume(
     folder = open_run(Path(run))
     resolved = read_recipe(folder / "recipe.toml", overrides)
     newest = checkpoints.latest(folder / "checkpoints")
+    resolved = checkpoints.keep_wiring(newest, resolved, local=local)
     return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet)
 
 
@@ -161,7 +162,7 @@ def checkpoint_weights(folder: Path, recipe: Recipe) -> tuple[int, dict[str, Wei
             f"{newest} has policies {sorted(weights)}, the recipe {sorted(recipe.policies)}: they cannot be "
             "matched. Use the recipe the run was started with."
         )
-    return int(newest.name), weights
+    return checkpoints.steps_of(newest), weights
 
 
 def _one_of(local: bool, address: str | None) -> None:

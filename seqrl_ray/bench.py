@@ -1,6 +1,7 @@
 """Running the benchmarks of a checkout: `seqrl bench`.
 
-They are files of their own, each with its peers, and are not in the wheel: what they compare with is no dependency.
+They are files of their own, each with its peers, and are not in the wheel: what they compare with is no
+dependency.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:
         check=False,
     )
     if done.returncode == RecipeError.exit_code:
-        raise RecipeError(f"benchmarks/{name}.py would not start, for the reason printed above. Correct that.")
+        raise RecipeError(f"benchmarks/{name}.py would not start; the reason is printed above.")
     if done.returncode:
         raise SeqrlError(f"benchmarks/{name}.py failed with exit code {done.returncode}, see above.")
     return json.loads(done.stdout.splitlines()[-1])

@@ -102,9 +102,15 @@ class EvaluationSettings(Settings):
     """How the policy is judged: greedy, on seeds no training episode sees."""
 
     episodes: int = key(20, "episodes of the final evaluation, one held-out seed each", unit="episodes", ge=1)
-    seed: int = key(1_000_000, "first held-out seed; episode i uses seed + i", ge=0)
+    seed: int = key(1_000_000, "first held-out seed; episode i uses seed + i", ge=0, lt=2**31 - 1_000_000)
     every_env_steps: int = key(0, "evaluate in between this often; 0 = only at the end", unit="steps", ge=0)
     interim_episodes: int = key(4, "episodes of an evaluation in between", unit="episodes", ge=1)
+    hang_timeout_s: float = key(
+        3600.0,
+        "an evaluation job (some episodes of one controller) silent for this long begins anew",
+        unit="s",
+        gt=0.0,
+    )
     envs: int = key(
         1, "environment copies the evaluator steps together (1 where the kind allows no more)", ge=1
     )

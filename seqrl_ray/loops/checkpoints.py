@@ -1,9 +1,9 @@
 """Checkpoints: weights and arrays as safetensors, plain values as JSON, replay as Arrow files; nothing is a
 pickle.
 
-A checkpoint is a folder `checkpoints/<env_steps>/`. `manifest.json` (sizes and SHA-256 of every other file)
-is written last, through a rename, and alone makes the checkpoint exist: a kill while writing never costs the
-last good one. Departs from the design in one point: paths are local for now (shared storage is the cluster
+A checkpoint is a folder `checkpoints/<number>-<env steps>/`. `manifest.json` (size and SHA-256 of every other
+file) is written last, through a rename, and alone makes the checkpoint exist: a kill while writing never
+costs the last good one. Departs from the design in one point: paths are local for now (shared storage is the cluster
 issue's).
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from seqrl_ray.errors import CheckpointError
+from seqrl_ray.errors import CheckpointError, RecipeError
+from seqrl_ray.recipe import Recipe
 from seqrl_ray.types import Array, Weights
 
 MANIFEST = "manifest.json"
@@ -32,7 +33,7 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
 
     Args:
         root: the run's `checkpoints/` folder.
-        name: folder name; sorts in time order (zero-padded env steps).
+        name: folder name, from `new_name`.
         trees: part name -> tree of dicts, lists, plain values and numpy arrays. Files that already lie in the
             folder `root / name` (a replay snapshot written there before) become part of the checkpoint.
         keep: complete checkpoints to keep, at least 1.
@@ -56,7 +57,20 @@ def save(root: Path, name: str, trees: Mapping[str, Any], keep: int) -> Path:
     os.replace(partial, folder / MANIFEST)
     for old in complete(root)[:-keep]:
         shutil.rmtree(old)
+    for half in [p for p in root.iterdir() if p.is_dir() and p.name < name and not (p / MANIFEST).is_file()]:
+        shutil.rmtree(half)  # begun before this one and never finished
     return folder
+
+
+def new_name(root: Path, env_steps: int) -> str:
+    """Name the next checkpoint: `<number>-<env steps>`, sorted in time order, never a name used before."""
+    used = [int(p.name.partition("-")[0]) for p in root.glob("*-*") if p.is_dir()]
+    return f"{max(used, default=0) + 1:06d}-{env_steps:012d}"
+
+
+def steps_of(folder: Path) -> int:
+    """Return the env steps at which a checkpoint was made."""
+    return int(folder.name.partition("-")[2])
 
 
 def complete(root: Path) -> list[Path]:
@@ -114,6 +128,21 @@ def load(folder: Path, part: str) -> Any:
     except OSError as error:
         raise CheckpointError(f"{folder} has no part {part!r}: {error}. Use another checkpoint.") from None
     return _join(plain, arrays)
+
+
+def keep_wiring(folder: Path, recipe: Recipe, *, local: bool) -> Recipe:
+    """Return the recipe with `replay.wiring` as the checkpoint's run had it; `auto` might choose another.
+
+    Raises: RecipeError: the run is to go on in another wiring.
+    """
+    was = "service" if (folder / "shards.json").is_file() else "colocated"
+    wanted = "colocated" if local else recipe.replay.wiring
+    if wanted not in ("auto", was):
+        raise RecipeError(
+            f"replay.wiring={wanted} and {folder} was written in the {was} wiring: its replay cannot be "
+            f"taken over. Resume with replay.wiring={was}{' and without --local' if local else ''}."
+        )
+    return recipe.model_copy(update={"replay": recipe.replay.model_copy(update={"wiring": was})})
 
 
 def acting_weights(folder: Path) -> dict[str, Weights]:

@@ -1,13 +1,13 @@
 """Whether and when updates are compiled: `learner.compile` = auto | on | off.
 
-`on` compiles with the first update. `auto` begins eagerly, measures what an update costs and how many the budget
-still asks for, and compiles once that pays (`algorithms.compiled.pays`); if the graph cannot be made, or turns out
-slower than eager, it goes back and says so. Either way the same equations go on from the same state.
-`auto` only ever acts when `consider` is called: a loop that promises the same numbers for the same seed never calls
-it, because a switch at a moment that a clock chose would break that promise in the seventh digit.
+`on` compiles with the first update. `auto` begins eagerly, measures what an update costs and how many the
+budget still asks for, and compiles once that pays (`algorithms.compiled.pays`); if the graph cannot be made,
+or turns out slower than eager, it goes back and says so. Either way the same equations go on from the same
+state. `auto` only ever acts when `consider` is called: a loop that promises the same numbers for the same
+seed never calls it, because a switch at a moment that a clock chose breaks that promise in the seventh digit.
 
-What people should know is left in `notes`: a loop that finds one returns to its caller, so that it is read before
-the slow update begins.
+What people should know is left in `notes`: a loop that finds one returns to its caller, so that it is read
+before the slow update begins.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Compiling:
     def __init__(self, recipe: Recipe, algorithms: Mapping[str, Algorithm]) -> None:
         """Prepare.
 
-        Raises: RecipeError: `learner.compile` is on and an algorithm, or this machine, cannot be compiled for.
+        Raises: RecipeError: `learner.compile` is on, and an algorithm or this machine does not allow it.
         """
         self.recipe, self.algorithms = recipe, algorithms
         self.notes: list[str] = []
@@ -97,7 +97,7 @@ class Compiling:
         return taken
 
     def consider(self, progress: float) -> None:
-        """Begin to compile what is measured to pay; for loops whose runs need not be functions of their seed."""
+        """Begin to compile what is measured to pay; for loops that are no functions of their seed."""
         for policy_id, eager in self._eager.items():
             if policy_id in self._waiting or policy_id in self._compiled or not eager.calls:
                 continue

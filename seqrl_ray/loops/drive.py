@@ -80,8 +80,8 @@ class Session(Protocol):
         """
         ...
 
-    def take_failures(self) -> list[Failure]:
-        """Return deaths mended since the last `advance` (those of the final evaluation)."""
+    def take_failures(self, *, final: bool = False) -> list[Failure]:
+        """Return deaths mended since the last `advance`; with `final` also those that never were."""
         ...
 
     def close(self) -> None: ...
@@ -158,7 +158,7 @@ def drive(
     status = "failed"
     try:
         with StopRequested() as stop:
-            status, last = _train(session, folder, screen, times, stop)
+            status = _train(session, folder, screen, times, stop, last)
             session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=True)
             if status == "completed" and recipe.evaluation.episodes:
                 _judge(session, folder, screen, jobs_of, last)
@@ -167,6 +167,7 @@ def drive(
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
+        _note_failures(session.take_failures(final=True), folder, screen)
         counters = {
             k: last.get(k) for k in ("env_steps", "agent_steps", "updates", "episodes", "samples_per_insert")
         }
@@ -176,8 +177,14 @@ def drive(
 
 
 def _train(
-    session: Session, folder: RunFolder, screen: Screen, times: _Clock, stop: StopRequested
-) -> tuple[str, dict[str, Any]]:
+    session: Session,
+    folder: RunFolder,
+    screen: Screen,
+    times: _Clock,
+    stop: StopRequested,
+    last: dict[str, Any],
+) -> str:
+    """Train to the budget's end or a wish to stop; return the status, keep the newest counts in `last`."""
     recipe, learner = session.recipe, session.recipe.learner
     saved_at = time.monotonic()
     before = {"env_steps": 0.0, "updates": 0.0}
@@ -188,6 +195,7 @@ def _train(
         took = time.monotonic() - began
         times.train_s += took
         row = advance.row
+        last.update(row)
         if first:  # a resumed run's counts do not start at nothing: its first rate would be wrong
             before = {k: float(row[k]) if row[k] and times.train_s > took else 0.0 for k in before}
             first = False
@@ -205,17 +213,18 @@ def _train(
         headline = folder.recent[-1][1] if folder.recent else None
         screen.train(row, folder.at_s(), headline)
         if advance.done:
-            return "completed", row
+            return "completed"
         if stop.asked:
             screen.note("stopping: writing a checkpoint (once more Ctrl-C to stop without)")
-            return "interrupted", row
+            return "interrupted"
         if recipe.stop.wall_s and folder.at_s() >= recipe.stop.wall_s:
-            return "completed", row
+            return "completed"
         if learner.checkpoint_every_s and time.monotonic() - saved_at >= learner.checkpoint_every_s:
             session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=False)
             saved_at = time.monotonic()
         if times.next_judge_steps and row["env_steps"] >= times.next_judge_steps:
-            times.next_judge_steps += recipe.evaluation.every_env_steps
+            while times.next_judge_steps <= row["env_steps"]:
+                times.next_judge_steps += recipe.evaluation.every_env_steps
             first_seed = recipe.evaluation.seed + 500_000  # apart from the final evaluation's seeds
             session.judge_interim(range(first_seed, first_seed + recipe.evaluation.interim_episodes))
 
@@ -236,7 +245,6 @@ def _judge(
 
     for name, ends in session.judge_final(jobs_of, heard).items():
         folder.evaluation(name, ends, env_steps=last["env_steps"], updates=last["updates"], final=True)
-    _note_failures(session.take_failures(), folder, screen)
 
 
 def _note_failures(failures: Sequence[Failure], folder: RunFolder, screen: Screen) -> None:

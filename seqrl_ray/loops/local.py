@@ -28,7 +28,7 @@ from seqrl_ray.types import EpisodeEnd
 class LocalSession:
     """A run in this process; see `seqrl_ray.loops.drive.Session`."""
 
-    def __init__(self, recipe: Recipe, *, device: str = "cpu", resume: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, *, resume: Path | None = None) -> None:
         """Build everything, and go on from a checkpoint where one is given.
 
         `learner.compile` = auto stays eager here: a moment that a clock chose would not be the same again.
@@ -42,9 +42,14 @@ class LocalSession:
                 "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local."
             )
         self.recipe = recipe
-        self.rollout = rollout(recipe, 0, 0)
+        if resume is not None:
+            checkpoints.verify(resume)
+            self.incarnation = int(checkpoints.load(resume, "supervisor")["incarnations"]["0"])
+        else:
+            self.incarnation = 0
+        self.rollout = rollout(recipe, 0, self.incarnation)
         groups = self.rollout.env.groups
-        learner = Learner(recipe, groups, device=device)
+        learner = Learner(recipe, groups, device=recipe.learner.device)
         self.trainer = make_trainer(
             recipe, learner, groups, LocalSource(self.rollout), stream_seed(recipe, SHARDS, 0)
         )
@@ -62,10 +67,8 @@ class LocalSession:
     def advance(self, seconds: float) -> Advance:
         """Take turns for about `seconds`."""
         until, notes = time.monotonic() + seconds, self.trainer.learner.compiling.notes
-        while True:
+        while not (self.trainer.done or notes or time.monotonic() >= until):
             self.trainer.turn()
-            if self.trainer.done or notes or time.monotonic() >= until:
-                break
         judged, self._judged = self._judged, []
         return Advance(
             self.trainer.report(),
@@ -77,7 +80,14 @@ class LocalSession:
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint of the moment between two turns, so that everything in it belongs together."""
-        self.trainer.save(root, {**trees, "rollouts": {"0": self.rollout.state()}}, wait=wait)
+        own = {
+            "rollouts": {"0": self.rollout.state()},
+            "supervisor": {
+                "incarnations": {"0": self.incarnation},
+                "episodes": self.trainer.counters.episodes,
+            },
+        }
+        self.trainer.save(root, {**trees, **own}, wait=wait)
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
         """Evaluate the present weights now: here, or in a process of its own beside a running simulation."""
@@ -99,7 +109,7 @@ class LocalSession:
             self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs))
         )
 
-    def take_failures(self) -> list[Failure]:
+    def take_failures(self, *, final: bool = False) -> list[Failure]:
         """Return nothing: what dies in the only process ends the run."""
         return []
 
@@ -108,14 +118,12 @@ class LocalSession:
         self.rollout.close()
 
     def _restore(self, folder: Path) -> None:
-        checkpoints.verify(folder)
         self.trainer.load(folder)
         saved = checkpoints.load(folder, "rollouts").get("0")
         if saved is None:
             raise CheckpointError(
-                f"{folder} holds no open episodes: its environment cannot rebuild one, so the local loop "
-                "cannot "
-                "go on exactly. Resume without --local; the open episodes are then cut."
+                f"{folder} holds no open episodes (its environment cannot rebuild one, or its run was not in "
+                "lock-step): the local loop could not go on exactly. Resume without --local; they are cut."
             )
         self.rollout.restore(saved)
         self.trainer.source.offer(self.trainer.learner.all_weights(self.trainer.progress))

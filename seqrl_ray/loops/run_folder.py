@@ -75,6 +75,7 @@ class RunFolder:
         (path / "evaluation").mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         self.started = time.monotonic() - clock_s
+        _end_cut_line(path / "metrics.jsonl")
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._board = SummaryWriter(str(path / "tensorboard"), flush_secs=10)
         self.recent: list[tuple[int, float]] = []  # (env_steps, headline), newest last
@@ -320,6 +321,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} does not belong in a run folder")
+
+
+def _end_cut_line(path: Path) -> None:
+    """If a kill cut the last line of `path` short, end it, so that the next row is a line of its own."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -202,7 +202,7 @@ class Trainer:
         """
         if self.saving is not None:
             self.saving.finish()
-        name = f"{self.counters.env_steps:012d}"
+        name = checkpoints.new_name(root, self.counters.env_steps)
         snapshots = [
             shard.begin_snapshot(root / name / "replay" / policy_id)
             for policy_id, shard in self.shards.items()

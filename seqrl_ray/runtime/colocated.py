@@ -50,7 +50,7 @@ class ColocatedSession(RaySession):
     def _make_learner(self, resume: Path | None) -> Any:
         p = self.placement
         remote = ray.remote(ColocatedLearner).options(
-            num_cpus=p.learner_cpus, num_gpus=p.num_gpus, runtime_env=threads_env(p.learner_threads)
+            num_cpus=p.learner_cpus, num_gpus=p.num_gpus, runtime_env=threads_env(p.learner_threads), **p.pin
         )
         return remote.remote(
             self.recipe,
@@ -66,12 +66,8 @@ class ColocatedSession(RaySession):
         new, self._new = self._new, {}
         try:
             report: LearnerReport = ray.get(self._learner.run_for.remote(seconds, new, self.supervisor.board))
-        except RayTaskError as error:
-            self.supervisor.budget.application_error("learner", str(error))
-            report = self._replace_learner(seconds)
-        except RayActorError:
-            self.supervisor.budget.death("the learner")
-            report = self._replace_learner(seconds)
+        except (RayTaskError, RayActorError) as error:
+            report = self._replace_learner(seconds, error)
         self.last = {k: int(report.row[k]) for k in self.last}
         self.lag = LagCounter(report.lag)
         for lost in report.lost:
@@ -96,17 +92,24 @@ class ColocatedSession(RaySession):
             report.done,
         )
 
-    def _replace_learner(self, seconds: float) -> LearnerReport:
-        """Restore learner and replay from the newest checkpoint, or from nothing where there is none yet."""
+    def _replace_learner(self, seconds: float, error: Exception) -> LearnerReport:
+        """Restore learner and replay from the newest checkpoint, or from nothing where there is none yet.
+
+        Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
+        """
         death = Death("learner", self.at_s())
-        self.supervisor.end(self._learner)
-        found = checkpoints.complete(self.root)
-        self.epoch += 1
-        self._learner = self._make_learner(found[-1] if found else None)
-        everyone = {i: (actor, i in self.actor_deaths) for i, actor in self.supervisor.actors.items()}
-        report: LearnerReport = ray.get(
-            self._learner.run_for.remote(seconds, everyone, self.supervisor.board)
-        )
+        report: LearnerReport | None = None
+        while report is None:
+            self.supervisor.count("learner", error)
+            self.supervisor.end(self._learner)
+            found = checkpoints.complete(self.root)
+            self.epoch += 1
+            self._learner = self._make_learner(found[-1] if found else None)
+            everyone = {i: (actor, i in self.actor_deaths) for i, actor in self.supervisor.actors.items()}
+            try:
+                report = ray.get(self._learner.run_for.remote(seconds, everyone, self.supervisor.board))
+            except (RayTaskError, RayActorError) as again:
+                error = again
         death.lost_steps = max(0, self.last["env_steps"] - report.restored["env_steps"])
         death.lost_updates = max(0, self.last["updates"] - report.restored["updates"])
         self.recovered(death)
@@ -114,15 +117,17 @@ class ColocatedSession(RaySession):
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint from the learner's process; open episodes too where the run is lock-step."""
-        rollouts = self.rollout_states() if self.recipe.actors.in_flight == 1 and not self._new else {}
-        own = {"rollouts": rollouts, "supervisor": self.supervisor.state()}
-        try:
-            ray.get(self._learner.save.remote(root, {**trees, **own}, wait))
-        except RayActorError:
-            self.supervisor.budget.death("the learner")
-            self._replace_learner(0.0)
-            if wait:
+        while True:
+            try:
+                rollouts: dict[str, Any] = {}
+                if self.recipe.actors.in_flight == 1 and not self._new:
+                    ray.get(self._learner.settle.remote())  # what exists is stored: one moment for all
+                    rollouts = self.rollout_states()
+                own = {"rollouts": rollouts, "supervisor": self.supervisor.state()}
                 ray.get(self._learner.save.remote(root, {**trees, **own}, wait))
+                return
+            except (RayTaskError, RayActorError) as error:
+                self._replace_learner(0.0, error)
 
     def close(self) -> None:
         """End every process of the run; closing twice is harmless."""

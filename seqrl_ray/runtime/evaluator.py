@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from seqrl_ray.loops.judge import Job, collect, play_job
 from seqrl_ray.recipe import Recipe
@@ -44,11 +45,14 @@ def play_jobs(
     weights: Mapping[str, Weights],
     *,
     workers: int,
+    patience_s: float,
     budget: Deaths,
     on_job: Callable[[Job], None],
     on_death: Callable[[], None],
 ) -> dict[str, list[EpisodeEnd]]:
     """Play jobs on `workers` evaluators that `make` starts, and end them.
+
+    A job that takes longer than `patience_s` counts as a death of its evaluator.
 
     Returns: name -> episodes in the order of `jobs`.
     Raises: WorkerError: the budget of deaths is spent, or the same application error came twice.
@@ -56,22 +60,26 @@ def play_jobs(
     shipped = ray.put(dict(weights))
     waiting, results = list(reversed(jobs)), {}
     pool: list[Any] = [make() for _ in range(min(workers, len(jobs)))]
-    busy: dict[Any, tuple[Any, Job]] = {}
+    busy: dict[Any, tuple[Any, Job, float]] = {}
     try:
         while waiting or busy:
-            idle = [e for e in pool if all(e is not worker for worker, _ in busy.values())]
+            idle = [e for e in pool if all(e is not worker for worker, _, _ in busy.values())]
             for evaluator in idle[: len(waiting)]:
                 job = waiting.pop()
-                busy[evaluator.play.remote(job, shipped)] = (evaluator, job)
-            ready, _ = ray.wait(list(busy), num_returns=1, timeout=None)
-            evaluator, job = busy.pop(ready[0])
+                busy[evaluator.play.remote(job, shipped)] = (evaluator, job, time.monotonic())
+            ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
+            silent = [call for call, (_, _, sent) in busy.items() if time.monotonic() - sent > patience_s]
+            if not ready and not silent:
+                continue
+            call = (ready or silent)[0]
+            evaluator, job, _ = busy.pop(call)
             try:
-                results[job] = ray.get(ready[0])
+                results[job] = ray.get(call, timeout=0.0 if not ready else None)
                 on_job(job)
                 continue
             except RayTaskError as error:
                 budget.application_error("evaluator", str(error))
-            except RayActorError:
+            except (RayActorError, GetTimeoutError):
                 budget.death("evaluator")
             on_death()
             waiting.append(job)

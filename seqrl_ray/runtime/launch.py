@@ -17,12 +17,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.service import ServiceSession
 from seqrl_ray.runtime.session import Placement, cause_of
+
+LOCAL_CPUS = 0.01
+"""What a process asks of a Ray of our own: it is there for this run alone, nobody else waits."""
+
+RESERVE_S = 60.0
+"""How long a cluster may take to find room for learner and shards."""
 
 SMALL_MACHINE_CORES = 4
 """Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
@@ -118,27 +126,52 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     threads = int(recipe.learner.threads) if recipe.learner.threads != "auto" else 1
     if recipe.learner.threads == "auto" and local:
         threads = max(1, cores - recipe.actors.count)
+    shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
     if not local:
-        _check_room(recipe, total.get("CPU", 0.0))
+        _check_room(recipe, total.get("CPU", 0.0), threads, shards)
     return Placement(
         device=recipe.learner.device,
         num_gpus=num_gpus,
         learner_threads=threads,
-        actor_cpus=0.5 if local else recipe.actors.cpus,
-        learner_cpus=0.5 if local else float(threads),
-        shard_cpus=0.5 if local else 1.0,
-        workers=cores if local else max(1, recipe.actors.count),
+        actor_cpus=LOCAL_CPUS if local else recipe.actors.cpus,
+        learner_cpus=LOCAL_CPUS if local else float(threads),
+        shard_cpus=LOCAL_CPUS if local else 1.0,
+        evaluator_cpus=LOCAL_CPUS if local else 1.0,
+        workers=cores if local else max(1, min(recipe.actors.count, int(total.get("CPU", 1.0)))),
+        pin={} if local else _reserve_here(num_gpus, float(threads) + shards),
     )
 
 
-def _check_room(recipe: Recipe, cpus: float) -> None:
-    shards = recipe.replay.shards if wiring(recipe, cpus) == "service" else 0
-    need = recipe.actors.count * recipe.actors.cpus + 1.0 + shards
+def _reserve_here(num_gpus: float, cpus: float) -> dict[str, Any]:
+    """Reserve room on the driver's node for the learner and the shards: they write checkpoints on its disk.
+
+    Raises: RecipeError: the node has no such room.
+    """
+    context = ray.get_runtime_context()
+    node = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
+    bundle = {"CPU": cpus, f"node:{node['NodeManagerAddress']}": 0.001}
+    if num_gpus:
+        bundle["GPU"] = num_gpus
+    group = placement_group([bundle], strategy="STRICT_PACK")
+    if not group.wait(timeout_seconds=RESERVE_S):
+        has = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
+        remove_placement_group(group)
+        raise RecipeError(
+            f"the learner and the shards need {cpus:g} CPUs and {num_gpus:g} GPUs on the node this command "
+            f"runs on (their checkpoints go to its disk); it has {has['CPU']:g} and {has['GPU']:g} in all: "
+            "they could not be placed. Run the command on a larger node, or lower learner.threads, "
+            "replay.shards or learner.num_gpus."
+        )
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
+
+
+def _check_room(recipe: Recipe, cpus: float, threads: int, shards: int) -> None:
+    need = recipe.actors.count * recipe.actors.cpus + threads + shards
     if need > cpus:
         raise RecipeError(
-            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + 1 learner + {shards} "
-            f"shards = {need:g} CPUs, and the cluster has {cpus:g}: the run could never be placed. "
-            "Lower actors.count or add nodes."
+            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + {threads} for the "
+            f"learner + {shards} shards = {need:g} CPUs, and the cluster has {cpus:g}: the run could never "
+            "be placed. Lower actors.count or add nodes."
         )
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import Finished, make_trainer
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.supervisor import failed_to_start
 from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
 from seqrl_ray.types import Fragment, GroupSpec, Weights
 
@@ -92,6 +93,15 @@ class RemoteSource:
         if not self._calls:
             time.sleep(0.02)
             return []
+        return self.take()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a fragment is on its way."""
+        return bool(self._calls)
+
+    def take(self) -> Sequence[tuple[str, Fragment]]:
+        """Return fragments that are ready, waiting a tenth of a second at most; in lock-step ask for none."""
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.1)
         if ready and len(self._calls) > 1:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
@@ -108,8 +118,11 @@ class RemoteSource:
         except RayTaskError as error:
             self._drop(Lost(index, str(error), application_error=True))
             return None
-        except RayActorError:
-            self._drop(Lost(index, "died", application_error=False))
+        except ObjectLostError:
+            return None  # the reply went down with a node; the actor's death, if it is one, shows next time
+        except RayActorError as error:
+            created = failed_to_start(error)
+            self._drop(Lost(index, str(error) if created else "died", application_error=created))
             return None
         if index in self._awaited:
             self._awaited.discard(index)
@@ -264,6 +277,14 @@ class ColocatedLearner:
     def publish_to(self, board: Any) -> None:
         """Fill a new board."""
         ray.get(board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress)))
+
+    def settle(self) -> None:
+        """Take the fragments on their way and learn from them, asking for no more."""
+        while self.source.waiting and not self.source.lost:
+            for actor, fragment in self.source.take():
+                self.trainer.insert(actor, fragment)
+                self.trainer.learn()
+        self.source.offer(self.trainer.learner.all_weights(self.trainer.progress))
 
     def save(self, root: Path, trees: Mapping[str, Any], wait: bool) -> None:
         """Write a checkpoint; learner and replay are one unit here, so both are of the same moment."""

@@ -127,8 +127,8 @@ class ShardServer:
     async def insert(self, message: Any) -> int:
         """Store a fragment once pacing lets it in; return the items it released.
 
-        Fragments are stored in order of arrival: one that overtook an earlier one of its stream would make that
-        one's rows look like duplicates.
+        Fragments are stored in order of arrival: one that overtook an earlier one of its stream would make
+        the earlier one's rows look like duplicates.
         """
         fragment: Fragment = unpack(message)
         policies = [t.policy_id for t in fragment.trajectories]

@@ -81,7 +81,7 @@ class ServiceSession(RaySession):
     def _make_learner(self, resume: Path | None) -> Any:
         p = self.placement
         remote = ray.remote(ServiceLearner).options(
-            num_cpus=p.learner_cpus, num_gpus=p.num_gpus, runtime_env=threads_env(p.learner_threads)
+            num_cpus=p.learner_cpus, num_gpus=p.num_gpus, runtime_env=threads_env(p.learner_threads), **p.pin
         )
         return remote.remote(
             self.recipe,
@@ -270,7 +270,7 @@ class ServiceSession(RaySession):
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Begin a checkpoint: the learner freezes its state, the shards write between requests."""
         self._finish_saving(wait=True)
-        name = f"{self.last['env_steps']:012d}"
+        name = checkpoints.new_name(root, self.last["env_steps"])
         try:
             ray.get(self._learner.hold.remote(dict(trees)))
         except RayActorError:

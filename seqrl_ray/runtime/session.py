@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class Placement:
     actor_cpus: float
     learner_cpus: float
     shard_cpus: float
+    evaluator_cpus: float
     workers: int
     """Evaluators of the final evaluation."""
+    pin: dict[str, Any] = field(default_factory=dict)
+    """Ray options of processes that write checkpoints: on a cluster they stand on the driver's node."""
 
 
 @dataclass
@@ -82,13 +86,13 @@ class RaySession:
             resume: checkpoint to go on from.
         """
         self.recipe, self.placement, self.root = recipe, placement, root
-        self.exact = resume is not None and recipe.actors.in_flight == 1
-        """Resume open episodes where they were: only a lock-step run has all of them at rest when it
-        saves.
-        """
         self.supervisor = Supervisor(recipe, actor_cpus=placement.actor_cpus)
+        self.exact: set[int] = set()
+        """Actors that go on inside their open episodes: in lock-step, where the checkpoint holds them."""
         if resume is not None:
             checkpoints.verify(resume)
+            if recipe.actors.in_flight == 1:
+                self.exact = {int(i) for i, state in checkpoints.load(resume, "rollouts").items() if state}
             self.supervisor.go_on_from(checkpoints.load(resume, "supervisor"), exact=self.exact)
         self.lag = LagCounter()
         self.epoch = 0
@@ -110,22 +114,27 @@ class RaySession:
         return groups
 
     def restore_rollouts(self, resume: Path) -> None:
-        """Hand every actor its open episodes back (lock-step runs)."""
+        """Hand their open episodes back to the actors that go on exactly."""
         saved = checkpoints.load(resume, "rollouts")
-        ray.get(
-            [self.supervisor.actors[int(i)].go_on_from.remote(state) for i, state in saved.items() if state]
-        )
+        ray.get([self.supervisor.actors[i].go_on_from.remote(saved[str(i)]) for i in self.exact])
 
     def rollout_states(self) -> dict[str, Any]:
-        """Return every actor's open episodes (lock-step runs)."""
-        actors = self.supervisor.actors
-        states = ray.get([actor.open_episodes.remote() for actor in actors.values()])
-        return {str(i): state for i, state in zip(actors, states, strict=True)}
+        """Return every actor's open episodes (lock-step runs); None for one that cannot tell, or has died."""
+        states: dict[str, Any] = {}
+        for index, actor in self.supervisor.actors.items():
+            try:
+                states[str(index)] = ray.get(actor.open_episodes.remote())
+            except RayActorError:
+                states[str(index)] = None  # found lost, and replaced, by the wiring's next look
+        return states
 
     # ------------------------------------------------------------------------------------------------- deaths
 
-    def take_failures(self) -> list[Failure]:
-        """Return the deaths that have been mended since the last call."""
+    def take_failures(self, *, final: bool = False) -> list[Failure]:
+        """Return the deaths mended since the last call; if training is over, also those that never were."""
+        if final:
+            for index in list(self.actor_deaths):
+                self._never_back(self.actor_deaths.pop(index))
         mended, self._mended = self._mended, []
         return mended
 
@@ -135,6 +144,11 @@ class RaySession:
         self._mended.append(
             Failure(death.what, round(death.noticed, 3), took, death.lost_steps, death.lost_updates)
         )
+
+    def _never_back(self, death: Death) -> None:
+        """Account for a death that was not mended: its replacement died too, or the run ended first."""
+        noticed = round(death.noticed, 3)
+        self._mended.append(Failure(death.what, noticed, None, death.lost_steps, death.lost_updates))
 
     def bury_actor(self, index: int, cause: str, *, application_error: bool, lost_steps: int) -> Any:
         """Count an actor's death, make sure it is dead, and start its replacement.
@@ -146,6 +160,8 @@ class RaySession:
         else:
             self.supervisor.budget.death(f"actor {index} ({cause})")
         self.supervisor.end(self.supervisor.actors[index])
+        if index in self.actor_deaths:
+            self._never_back(self.actor_deaths.pop(index))
         self.actor_deaths[index] = Death("actor", self.at_s(), lost_steps=lost_steps)
         return self.supervisor.make_actor(index)
 
@@ -153,7 +169,8 @@ class RaySession:
         """Start an empty board and have it filled."""
         death = Death("board", self.at_s())
         self.supervisor.budget.death("the weight board")
-        publish(self.supervisor.make_board())
+        with contextlib.suppress(RayActorError):  # if board or learner died meanwhile, that is reported anew
+            publish(self.supervisor.make_board())
         self.recovered(death)
 
     # ------------------------------------------------------------------------------------------------ judging
@@ -204,10 +221,11 @@ class RaySession:
         workers = self.placement.workers
         jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
         return play_jobs(
-            lambda: self.supervisor.make_evaluator(1.0),
+            lambda: self.supervisor.make_evaluator(self.placement.evaluator_cpus),
             jobs,
             weights,
             workers=workers,
+            patience_s=self.recipe.evaluation.hang_timeout_s,
             budget=self.supervisor.budget,
             on_job=lambda job: on_job(job, len(jobs)),
             on_death=lambda: self.recovered(Death("evaluator", self.at_s())),

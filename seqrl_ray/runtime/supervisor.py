@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from seqrl_ray.errors import WorkerError
 from seqrl_ray.recipe import Recipe
@@ -24,6 +25,11 @@ from seqrl_ray.runtime.evaluator import Evaluator
 from seqrl_ray.runtime.weight_board import WeightBoard
 
 WINDOW_S = 600.0
+
+
+def failed_to_start(error: Exception) -> bool:
+    """Whether an actor's death is an error that its constructor raised."""
+    return isinstance(error, RayActorError) and "creation task" in str(error)
 
 
 def threads_env(threads: int = 1) -> dict[str, Any]:
@@ -97,11 +103,11 @@ class Supervisor:
         """Incarnations in use, for a checkpoint."""
         return {"incarnations": {str(i): n for i, n in self.incarnations.items()}}
 
-    def go_on_from(self, state: Mapping[str, Any], *, exact: bool) -> None:
+    def go_on_from(self, state: Mapping[str, Any], *, exact: Set[int]) -> None:
         """Make actors of new incarnations, or of the same ones if their streams go on exactly."""
         for index, number in state["incarnations"].items():
             if int(index) in self.incarnations:
-                self.incarnations[int(index)] = int(number) - 1 if exact else int(number)
+                self.incarnations[int(index)] = int(number) - (int(index) in exact)
 
     def make_actor(self, index: int) -> Any:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
@@ -119,6 +125,16 @@ class Supervisor:
         """Start an evaluator."""
         remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env())
         return remote.remote(self.recipe)
+
+    def count(self, what: str, error: Exception) -> None:
+        """Count what ended a process: a death, or an application error (also one in its constructor).
+
+        Raises: WorkerError: the run must not survive this.
+        """
+        if isinstance(error, RayTaskError) or failed_to_start(error):
+            self.budget.application_error(what, str(error))
+        else:
+            self.budget.death(what)
 
     def end(self, actor: Any) -> None:
         """End a process of ours, dead or alive."""

@@ -46,9 +46,8 @@ def test_a_run_that_could_never_be_placed_is_refused_with_the_arithmetic(two_nod
             quiet=True,
         )
     assert str(error.value) == (
-        "actors.count=9 x actors.cpus=1 + 1 learner + 1 shards = 11 CPUs, and the cluster has 6: the run "
-        "could never be "
-        "placed. Lower actors.count or add nodes."
+        "actors.count=9 x actors.cpus=1 + 1 for the learner + 1 shards = 11 CPUs, and the cluster has 6: the "
+        "run could never be placed. Lower actors.count or add nodes."
     )
     assert not (tmp_path / "run").exists()
 

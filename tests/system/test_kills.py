@@ -144,7 +144,7 @@ def test_a_killed_driver_leaves_a_run_that_resumes_and_no_process(tmp_path, caps
         while not checkpoints.complete(path / "checkpoints") and time.monotonic() < until:
             time.sleep(0.2)
         driver.kill()
-    kept = int(checkpoints.latest(path / "checkpoints").name)
+    kept = checkpoints.steps_of(checkpoints.latest(path / "checkpoints"))
     made = [json.loads(line)["env_steps"] for line in (path / "metrics.jsonl").read_text().splitlines()[:-1]]
     assert 0 < kept < 30000
     began = time.monotonic()

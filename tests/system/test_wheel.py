@@ -73,7 +73,7 @@ def test_the_data_folders_are_inside(wheel):
 
 
 def test_recipes_are_found_by_name(python, tmp_path):
-    code = "import seqrl_ray as s; from seqrl_ray.recipe import shipped; print(s.__file__, *shipped(), sep='\\n')"
+    code = "import seqrl_ray as s, seqrl_ray.recipe as r; print(s.__file__, *r.shipped(), sep='\\n')"
     place, *names = run(python, "-c", code, cwd=tmp_path).split()
     assert Path(place).is_relative_to(python.parents[1])  # the wheel's, not the checkout's
     envs = ROOT / "envs"
