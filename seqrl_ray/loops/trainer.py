@@ -248,13 +248,14 @@ def pacing_row(pacing: Mapping[str, Pacing]) -> dict[str, Any]:
     return row
 
 
-def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int) -> Pacing:
+def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int, *, paced: bool = True) -> Pacing:
     """Make the pacing of one policy.
 
     Args:
         recipe: says ratio, band and draw.
         spec: says how many items one fragment can release.
         slots: slots of the policy in one actor.
+        paced: False for a policy that learns nothing: no draw ever lets a waiting insert in.
     """
     ahead = spec.n_step if spec.view == "transitions" else spec.window_steps
     burst = -(-(recipe.actors.fragment_steps + ahead) * slots // spec.period_steps)
@@ -262,7 +263,7 @@ def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int) -> Pacing:
         # An item waits for its episode's end: one insert may release all that is stored.
         burst = -(-recipe.replay.capacity_steps // spec.period_steps)
     return Pacing(
-        recipe.replay.samples_per_insert,
+        recipe.replay.samples_per_insert if paced else None,
         recipe.replay.min_items,
         draw_items=recipe.learner.updates_per_call * recipe.learner.batch_size,
         burst_items=burst,

@@ -1,11 +1,13 @@
 """The rollout actor: one process that steps environments and sends fragments.
 
 In the colocated wiring the learner pulls (`fragment`); in the service wiring the actor pushes to its shard
-and pulls weights from the board (`run_for`). Either way new weights are taken between two fragments only.
+and pulls weights from the board (`run_for`); it acts with the learner's weights or not at all. Either way new
+weights are taken between two fragments only.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,12 +16,15 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
 
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.remote_replay import GONE
 from seqrl_ray.runtime.wire import pack_fragment, unpack
 from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+
+WEIGHTS_WAIT_S = 30.0
+"""How long an actor waits for its first weights before it has the board looked at."""
 
 
 @dataclass
@@ -32,6 +37,8 @@ class ActorReport:
     board_lost: bool = False
     dropped_steps: int = 0
     """Steps whose fragment a dead shard did not take."""
+    shard_steps: int = 0
+    """Env steps the shard had taken when it last answered; 0 = it has not."""
     waited_s: float = 0.0
     """Seconds held back by pacing (or by a slow shard)."""
 
@@ -46,7 +53,9 @@ class RolloutActor:
         self.have: dict[str, tuple[int, int]] = {}
         self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
         self._pull: Any = None
-        self._pulled_at = 0.0
+        self._pulled_at = -math.inf
+        self._board: Any = None
+        self._waits_since: float | None = None
 
     def groups(self) -> dict[str, GroupSpec]:
         """Return the policy groups of the environment."""
@@ -70,9 +79,17 @@ class RolloutActor:
         self.rollout.restore(state)
 
     def run_for(self, seconds: float, shard: Any, board: Any) -> ActorReport:
-        """Make fragments and push them to `shard` for about this long."""
+        """Make fragments and push them to `shard` for about this long; without any weights yet, wait for
+        them.
+        """
         report = ActorReport()
         until = time.monotonic() + seconds
+        if board != self._board:  # what was asked of an earlier board may never be answered
+            self._board, self._pull, self._pulled_at = board, None, -math.inf
+        if not self.have:
+            self._await_weights(board, report, until)
+            if not self.have:
+                return report
         while time.monotonic() < until and not report.shard_lost:
             if len(self._sent) >= self.recipe.actors.in_flight:
                 self._settle_oldest(report, until)
@@ -84,6 +101,20 @@ class RolloutActor:
             self._sent.append((shard.insert.remote(pack_fragment(fragment)), fragment.env_steps))
         return report
 
+    def _await_weights(self, board: Any, report: ActorReport, until: float) -> None:
+        """Ask the board until it has weights, at most until `until`: random weights are nobody's policy."""
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        while not self.have and not report.board_lost and time.monotonic() < until:
+            self._look_at(board, report)
+            if self._pull is not None:
+                ray.wait([self._pull], timeout=max(0.01, until - time.monotonic()))
+            elif not self.have:
+                self._pulled_at = -math.inf
+                time.sleep(0.02)  # an empty board: the learner is about to fill it
+        if not self.have and time.monotonic() - self._waits_since > WEIGHTS_WAIT_S:
+            self._waits_since, self._pull, report.board_lost = None, None, True
+
     def _settle_oldest(self, report: ActorReport, until: float) -> None:
         call, steps = self._sent[0]
         began = time.monotonic()
@@ -93,8 +124,8 @@ class RolloutActor:
             return
         self._sent.pop(0)
         try:
-            ray.get(call)
-        except RayActorError:
+            report.shard_steps = int(ray.get(call))
+        except GONE:
             report.shard_lost = True
             report.dropped_steps += steps + sum(s for _, s in self._sent)
             self._sent.clear()
@@ -108,7 +139,7 @@ class RolloutActor:
             call, self._pull = self._pull, None
             try:
                 weights, progress = unpack(ray.get(call))
-            except RayActorError:
+            except GONE:
                 report.board_lost = True
                 return
             self._take(weights, progress)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
@@ -23,6 +23,9 @@ from seqrl_ray.replay.sampling import Mass, merge, split_draw
 from seqrl_ray.runtime.replay_service import Reply, Request
 from seqrl_ray.runtime.wire import pack, unpack
 from seqrl_ray.types import Batch, FloatArray, ItemIds
+
+GONE = (RayActorError, ObjectLostError)
+"""What a call ends with when its process, or the node that held its answer, has died."""
 
 
 @dataclass
@@ -53,8 +56,17 @@ class _Known:
 class RemoteReplay:
     """One policy's shards, seen from the learner: global draws, prefetched, paced over all shards."""
 
-    def __init__(self, recipe: Recipe, policy_id: str, pacing: Pacing, seed: int) -> None:
-        self.recipe, self.policy_id, self.pacing = recipe, policy_id, pacing
+    def __init__(self, recipe: Recipe, policy_id: str, pacing: Pacing, seed: int, *, epoch: int = 0) -> None:
+        """Begin without shards.
+
+        Args:
+            recipe: says how much is drawn at once, and how far ahead.
+            policy_id: whose shards.
+            pacing: counts what is drawn from all shards together.
+            seed: of the split of draws over shards.
+            epoch: the learner's lineage; shards serve the highest only.
+        """
+        self.recipe, self.policy_id, self.pacing, self.epoch = recipe, policy_id, pacing, epoch
         self.updates_per_call, self.batch_size = recipe.learner.updates_per_call, recipe.learner.batch_size
         self.shards: dict[int, _Known] = {}
         self.lost: set[int] = set()
@@ -66,24 +78,33 @@ class RemoteReplay:
         self._max_priority = 1.0
 
     def use(self, handles: Mapping[int, Any]) -> None:
-        """Talk to these shards; what a lost one had counted stays counted."""
-        new = {i: h for i, h in handles.items() if i not in self.shards or self.shards[i].handle != h}
+        """Talk to these shards; what a lost one had counted stays counted.
+
+        A shard that was found lost and is handed over again was looked at meanwhile and lives.
+        """
+        new = {
+            i: h
+            for i, h in handles.items()
+            if i not in self.shards or self.shards[i].handle != h or i in self.lost
+        }
         for index, handle in new.items():
             old = self.shards.get(index)
+            replaced = old is not None and old.handle != handle
             if old is not None:
                 self._abandon(index)
+            if old is None or replaced:
+                self.shards[index] = _Known(handle)
+            if old is not None and replaced:
                 for name in self._gone:
                     self._gone[name] += getattr(old, name)
-            self.shards[index] = _Known(handle)
             self.lost.discard(index)
             try:
                 reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
-            except RayActorError:
+            except GONE:
                 self.lost.add(index)
                 continue
             self._hear(index, reply)
-            self.shards[index].sampled = reply.sampled
-            if old is not None:
+            if replaced:
                 for name in self._gone:
                     self._gone[name] -= getattr(reply, name)
         if new:  # a learner restored from a checkpoint has forgotten draws that the shards have made
@@ -106,21 +127,26 @@ class RemoteReplay:
         return self._gone["inserted"] + sum(s.inserted for s in self.shards.values())
 
     def pump(self, beta: float, updates: int) -> None:
-        """Ask for draws while pacing and prefetch allow; otherwise ask to be told of new items. Never
-        waits.
-        """
-        alive = [i for i in self.shards if i not in self.lost]
+        """Ask for draws while pacing and prefetch allow; otherwise `listen`. Never waits."""
+        alive = self._alive()
         while len(self._draws) < self.recipe.learner.prefetch and self.pacing.may_sample():
             masses = [self.shards[i].mass.mass for i in alive]
             if not sum(masses) > 0.0:
                 break
             self._ask_draw(alive, masses, beta, updates)
         if not self._draws:
-            waiting = set(self._asking.values())
-            for index in alive:
-                if index not in waiting:
-                    message = self._request(index, 0, beta, updates, self.shards[index].inserted)
-                    self._asking[self.shards[index].handle.exchange.remote(message)] = index
+            self.listen(beta, updates)
+
+    def listen(self, beta: float, updates: int) -> None:
+        """Ask every shard to tell of new items, unless it has been asked. Never waits."""
+        waiting = set(self._asking.values())
+        for index in self._alive():
+            if index not in waiting:
+                message = self._request(index, 0, beta, updates, self.shards[index].inserted)
+                self._asking[self.shards[index].handle.exchange.remote(message)] = index
+
+    def _alive(self) -> list[int]:
+        return [i for i in self.shards if i not in self.lost]
 
     def _ask_draw(self, alive: Sequence[int], masses: Sequence[float], beta: float, updates: int) -> None:
         items = self.updates_per_call * self.batch_size
@@ -131,7 +157,6 @@ class RemoteReplay:
         for index, count in zip(alive, counts.tolist(), strict=True):
             known = self.shards[index]
             message = self._request(index, count, beta, updates, None)
-            known.sampled += count
             calls[known.handle.exchange.remote(message)] = index
         share = {index: mass / total for index, mass in zip(alive, masses, strict=True)}
         self._draws.append(_Draw(calls, share, items, sum(self.shards[i].mass.items for i in alive), beta))
@@ -141,11 +166,13 @@ class RemoteReplay:
         written, known.written = tuple(known.written), []
         request = Request(
             self.policy_id,
+            self.epoch,
             draw,
             beta,
             updates,
-            self.inserted - known.inserted,
-            self.pacing.sampled - known.sampled,
+            self.inserted,
+            known.inserted,
+            self.pacing.sampled,
             self._max_priority,
             written,
             newer_than,
@@ -166,7 +193,7 @@ class RemoteReplay:
             index = self._asking.pop(call) if owner is None else owner.calls.pop(call)
             try:
                 reply: Reply = unpack(ray.get(call))
-            except RayActorError:
+            except GONE:
                 self.lost.add(index)
                 self._abandon(index)
                 continue
@@ -183,6 +210,7 @@ class RemoteReplay:
         known.inserted = max(known.inserted, reply.inserted)
         known.env_steps = max(known.env_steps, reply.env_steps)
         known.agent_steps = max(known.agent_steps, reply.agent_steps)
+        known.sampled = max(known.sampled, reply.sampled)
         self.stale_priorities += reply.stale_priorities
         self._max_priority = max(self._max_priority, reply.max_priority)
         self.pacing.elsewhere(self.inserted, 0)
@@ -224,5 +252,5 @@ class RemoteReplay:
                 known.written.append((part, flat[mine]))
 
     def counts(self) -> dict[int, int]:
-        """Return shard -> env steps known to be in it."""
+        """Return shard -> env steps known to be in it; of a lost one, those it had when last heard."""
         return {i: s.env_steps for i, s in self.shards.items()}

@@ -10,13 +10,13 @@ its checkpoint, the board empty.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Advance
@@ -24,22 +24,43 @@ from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.actor import ActorReport
-from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards
+from seqrl_ray.runtime.remote_replay import GONE
+from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession
-from seqrl_ray.runtime.supervisor import threads_env
+from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
+from seqrl_ray.runtime.supervisor import failed_to_start, threads_env
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""
 
 
+ANSWER_S = 60.0
+"""How long a process that was reported lost may take to show that it lives."""
+
+SPARE_CALLS = 100
+"""Calls a shard answers beside the inserts that may wait in it: exchanges, counts, a dead actor's inserts."""
+
+
 @dataclass
 class _Saving:
-    """A checkpoint whose shards are still writing."""
+    """A checkpoint whose shards are still writing; any death of theirs or of the learner costs it."""
 
     name: str
+    learner: Any
+    """Who holds the rest of it."""
     shards: dict[int, Any]
     trees: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """What an actor was sent off to do."""
+
+    actor: int
+    shard: int
+    life: int
+    """How often that shard had been restarted: news of an earlier life is old news."""
+    sent_at: float
 
 
 class ServiceSession(RaySession):
@@ -61,20 +82,24 @@ class ServiceSession(RaySession):
         self.groups = self.first_groups()
         self._learner = self._make_learner(resume)
         self._specs = ray.get(self._learner.specs.remote())
+        self._unpaced = ray.get(self._learner.unpaced.remote())
         self._shard_lives = dict.fromkeys(range(recipe.replay.shards), 0)
         self._shards: dict[int, Any] = {}
         self._shard_steps = dict.fromkeys(self._shard_lives, 0)
         replay, states = self._replay_to_go_on_from(resume)
         for index in self._shard_lives:
-            self._shards[index] = self._make_shard(index, replay, states)
+            self._shards[index] = self._make_shard(index, 0, replay, states)
         ray.get([shard.pid.remote() for shard in self._shards.values()])
         if resume is not None and self.exact:
             self.restore_rollouts(resume)
-        self._calls: dict[Any, tuple[int, float]] = {}  # an actor's call -> (actor, sent at)
+        self._calls: dict[Any, _Stretch] = {}
         self._finished: list[Finished] = []
         self._episodes = 0 if resume is None else int(checkpoints.load(resume, "supervisor")["episodes"])
         self._saving: _Saving | None = None
         self._waited_s = 0.0
+        self._dropped = dict.fromkeys(self._shard_lives, 0)  # steps a dead shard did not take, not yet told
+        self._dropped_steps = 0
+        self._fill(self.supervisor.board)  # before any actor is sent off: it waits for weights
 
     # --------------------------------------------------------------------------------------- making processes
 
@@ -92,14 +117,18 @@ class ServiceSession(RaySession):
             resume=resume,
         )
 
-    def _make_shard(self, index: int, replay: Path | None, states: Mapping[str, Any]) -> Any:
+    def _make_shard(self, index: int, life: int, replay: Path | None, states: Mapping[str, Any]) -> Any:
+        actors = self.recipe.actors
+        waiting = -(-actors.count * actors.in_flight // self.recipe.replay.shards)
         remote = ray.remote(ShardServer).options(
-            num_cpus=self.placement.shard_cpus, max_concurrency=1000, runtime_env=threads_env()
+            num_cpus=self.placement.shard_cpus,
+            max_concurrency=waiting + SPARE_CALLS,
+            runtime_env=threads_env(),
         )
         state = states.get(str(index))
         folder = replay if state is not None else None
         return remote.remote(
-            self.recipe, self.groups, self._specs, index, self._shard_lives[index], folder, state
+            self.recipe, self.groups, self._specs, index, life, folder, state, unpaced=self._unpaced
         )
 
     def _replay_to_go_on_from(self, checkpoint: Path | None) -> tuple[Path | None, dict[str, Any]]:
@@ -116,7 +145,7 @@ class ServiceSession(RaySession):
         out = checkpoint / f"replay-{self.recipe.replay.shards}"
         task = ray.remote(reshard).options(num_cpus=self.placement.shard_cpus, runtime_env=threads_env())
         ray.get(task.remote(self.recipe, self.groups, self._specs, replay, out))
-        return out, _spread(states, self.recipe.replay.shards)
+        return out, spread(states, self.recipe.replay.shards)
 
     # ----------------------------------------------------------------------------------------------- training
 
@@ -125,18 +154,23 @@ class ServiceSession(RaySession):
         call = self._learner.run_for.remote(seconds, self._shards, self.supervisor.board)
         report: ServiceReport | None = None
         while report is None:
+            busy = {stretch.actor for stretch in self._calls.values()}
             for index in self.supervisor.actors:
-                if all(i != index for i, _ in self._calls.values()):
+                if index not in busy:
                     self._send(index)
-            ready, _ = ray.wait([call, *self._calls], num_returns=1, timeout=1.0)
+            calls = [call, *self._calls]
+            ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)
+            if ready:
+                ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             for done in ready:
-                if done is call:
+                if done == call:
                     report = self._learner_report(call, seconds)
-                else:
-                    self._actor_report(done)
+                elif done in self._calls and (lost := self._actor_report(done)) is not None:
+                    self._replace_shard(lost)  # which may hear more of `ready`
             self._look_for_silence()
         if report.done:
             self._collect_actors()
+        self._shard_steps = {i: max(n, report.shard_steps.get(i, 0)) for i, n in self._shard_steps.items()}
         for index in report.lost_shards:
             self._replace_shard(index)
         if report.board_lost:
@@ -148,66 +182,79 @@ class ServiceSession(RaySession):
         return Advance(row, finished, self.take_failures(), self.interim_results(), report.notes, report.done)
 
     def _send(self, index: int) -> None:
-        shard = self._shards[index % len(self._shards)]
-        call = self.supervisor.actors[index].run_for.remote(ACTOR_STRETCH_S, shard, self.supervisor.board)
-        self._calls[call] = (index, time.monotonic())
+        shard = index % len(self._shards)
+        call = self.supervisor.actors[index].run_for.remote(
+            ACTOR_STRETCH_S, self._shards[shard], self.supervisor.board
+        )
+        self._calls[call] = _Stretch(index, shard, self._shard_lives[shard], time.monotonic())
 
     def _learner_report(self, call: Any, seconds: float) -> ServiceReport:
         try:
             report: ServiceReport = ray.get(call)
             return report
-        except RayTaskError as error:
-            self.supervisor.budget.application_error("learner", str(error))
-        except RayActorError:
-            self.supervisor.budget.death("the learner")
-        return self._replace_learner(seconds)
+        except (RayTaskError, *GONE) as error:
+            return self._replace_learner(seconds, error)
 
-    def _actor_report(self, call: Any) -> None:
-        index, _ = self._calls.pop(call)
+    def _actor_report(self, call: Any) -> int | None:
+        """Take what an actor's stretch brought. Returns the shard that it found dead."""
+        stretch = self._calls.pop(call)
+        index, shard = stretch.actor, stretch.shard
         try:
             report: ActorReport = ray.get(call)
         except RayTaskError as error:
             self._bury(index, str(error), application_error=True)
-            return
-        except RayActorError:
-            self._bury(index, "died", application_error=False)
-            return
+            return None
+        except GONE as error:
+            failed = failed_to_start(error)
+            self._bury(index, str(error) if failed else "died", application_error=failed)
+            return None
         if index in self.actor_deaths and report.env_steps:
             self.recovered(self.actor_deaths.pop(index))
         self._waited_s += report.waited_s
+        self._dropped_steps += report.dropped_steps
         if report.episodes:
             self._episodes += len(report.episodes)
             self._finished.append(Finished(f"actor-{index}", tuple(report.episodes)))
-        if report.shard_lost:
-            self._replace_shard(index % len(self._shards))
         if report.board_lost:
             self._replace_board()
+        self._dropped[shard] += report.dropped_steps
+        if stretch.life != self._shard_lives[shard]:
+            return None
+        self._shard_steps[shard] = max(self._shard_steps[shard], report.shard_steps)
+        return shard if report.shard_lost else None
 
     def _collect_actors(self) -> None:
         """At the end of the budget: hear what the actors' last stretches brought, and send no more."""
-        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=2 * ACTOR_STRETCH_S)
-        for call in ready:
-            self._actor_report(call)
+        self._hear(list(self._calls), timeout=2 * ACTOR_STRETCH_S)
 
     def _look_for_silence(self) -> None:
+        """Bury actors that let a call wait for too long; one that has answered is not silent, however late
+        this process is to hear it.
+        """
         patience = ACTOR_STRETCH_S + self.recipe.actors.hang_timeout_s
-        for call, (index, sent) in list(self._calls.items()):
-            if time.monotonic() - sent > patience:
-                del self._calls[call]
-                self._bury(index, "hung", application_error=False)
+        late = [c for c, stretch in self._calls.items() if time.monotonic() - stretch.sent_at > patience]
+        if not late:
+            return
+        _, silent = ray.wait(late, num_returns=len(late), timeout=0)
+        for call in silent:
+            self._bury(self._calls.pop(call).actor, "hung", application_error=False)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         row["episodes"] = self._episodes
         row["actors_waited_s"] = self._waited_s
+        row["dropped_steps"] = self._dropped_steps
+        row["stale_rows"] = row["other_epoch_rows"] = 0
         lag: LagCounter = LagCounter()
         calls = {i: (s.stats.remote(), s.counts.remote()) for i, s in self._shards.items()}
         for index, (stats_call, counts_call) in calls.items():
             try:
                 stats, counts = ray.get([stats_call, counts_call])
-            except RayActorError:
+            except GONE:
                 continue  # the next stretch of the learner or of an actor reports it lost
             row.update(stats["row"])
             self._shard_steps[index] = int(counts[0])
+            for name in ("stale_rows", "other_epoch_rows"):
+                row[name] += stats["counted"][name]
             for value, times in stats["lag"].items():
                 lag.add(int(value), times)
         self.lag = lag
@@ -222,83 +269,140 @@ class ServiceSession(RaySession):
         shard = self._shards[index % len(self._shards)]
         shard.writer_gone.remote(f"actor-{index}")
 
-    def _replace_shard(self, index: int) -> None:
-        """Restart a shard from the newest checkpoint, unless it turns out to be alive (or replaced
-        already).
-        """
+    def _answers(self, process: Any) -> bool:
+        """Whether a process that was reported lost lives after all (or has been replaced already)."""
         try:
-            ray.get(self._shards[index].pid.remote(), timeout=60.0)
-            return
-        except (RayActorError, GetTimeoutError):
-            pass
+            ray.get(process.pid.remote(), timeout=ANSWER_S)
+        except (GetTimeoutError, *GONE):
+            return False
+        return True
+
+    def _replace_shard(self, index: int) -> bool:
+        """Restart a shard from the newest checkpoint, if it is dead. Returns whether it was.
+
+        Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
+        """
+        if self._answers(self._shards[index]):
+            return False
+        death, life, kept = Death("shard", self.at_s()), self._shard_lives[index], -1
         self.supervisor.budget.death(f"shard {index}")
-        death = Death("shard", self.at_s())
-        self.supervisor.end(self._shards[index])
-        found = checkpoints.complete(self.root)
-        replay, states = self._replay_to_go_on_from(found[-1]) if found else (None, {})
-        self._shard_lives[index] += 1
-        self._shards[index] = self._make_shard(index, replay, states)
-        kept, _ = ray.get(self._shards[index].counts.remote())
-        death.lost_steps = max(0, self._shard_steps[index] - int(kept))
-        if self._saving is not None and index in self._saving.shards:
-            self._saving = None  # that checkpoint will never be whole; the next one will
+        while kept < 0:
+            self.supervisor.end(self._shards[index])
+            found = checkpoints.complete(self.root)
+            replay, states = self._replay_to_go_on_from(found[-1]) if found else (None, {})
+            life += 1
+            self._shards[index] = self._make_shard(index, life, replay, states)
+            try:
+                kept, _ = ray.get(self._shards[index].counts.remote())
+            except (RayTaskError, *GONE) as error:
+                self.supervisor.count("shard", error)
+        self._hear([c for c, stretch in self._calls.items() if stretch.shard == index], timeout=0)
+        self._shard_lives[index] = life
+        death.lost_steps = max(0, self._shard_steps[index] - kept) + self._dropped[index]
+        self._shard_steps[index], self._dropped[index] = kept, 0
         self.recovered(death)
+        return True
+
+    def _hear(self, calls: Sequence[Any], timeout: float) -> None:
+        """Take the reports of these calls of actors that come within `timeout` seconds."""
+        if calls:
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout)
+            for call in ready:
+                self._actor_report(call)
 
     def _replace_board(self) -> None:
-        try:
-            ray.get(self.supervisor.board.pid.remote(), timeout=60.0)
-            return
-        except (RayActorError, GetTimeoutError):
-            self.replace_board(lambda board: ray.get(self._learner.publish_to.remote(board)))
+        if not self._answers(self.supervisor.board):
+            self.replace_board(self._fill)
 
-    def _replace_learner(self, seconds: float) -> ServiceReport:
+    def _fill(self, board: Any) -> None:
+        """Have the learner fill an empty board; one that died meanwhile is reported anew by the learner."""
+        try:
+            ray.get(self._learner.publish_to.remote(board))
+        except (RayTaskError, *GONE) as error:
+            self._replace_learner(0.0, error)  # the new one publishes as it begins
+
+    def _replace_learner(self, seconds: float, error: Exception) -> ServiceReport:
+        """Restart the learner from the newest checkpoint, or from nothing where there is none yet.
+
+        Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
+        """
         death = Death("learner", self.at_s())
-        self.supervisor.end(self._learner)
-        found = checkpoints.complete(self.root)
-        self.epoch += 1
-        self._learner = self._make_learner(found[-1] if found else None)
-        report: ServiceReport = ray.get(
-            self._learner.run_for.remote(seconds, self._shards, self.supervisor.board)
-        )
-        death.lost_updates = max(0, self.last["updates"] - report.restored["updates"])
-        self._saving = None
+        report: ServiceReport | None = None
+        while report is None:
+            self.supervisor.count("learner", error)
+            self.supervisor.end(self._learner)
+            found = checkpoints.complete(self.root)
+            self.epoch += 1
+            self._learner = self._make_learner(found[-1] if found else None)
+            try:
+                report = ray.get(self._learner.run_for.remote(seconds, self._shards, self.supervisor.board))
+            except (RayTaskError, *GONE) as again:
+                error = again
+        death.lost_updates = max(0, self.last["updates"] - report.restored_updates)
         self.recovered(death)
         return report
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
-        """Begin a checkpoint: the learner freezes its state, the shards write between requests."""
-        self._finish_saving(wait=True)
-        name = checkpoints.new_name(root, self.last["env_steps"])
-        try:
-            ray.get(self._learner.hold.remote(dict(trees)))
-        except RayActorError:
-            self.supervisor.budget.death("the learner")
-            self._replace_learner(0.0)
-            ray.get(self._learner.hold.remote(dict(trees)))
-        rollouts = self.rollout_states() if self.recipe.actors.in_flight == 1 and not self._calls else {}
-        own = {"rollouts": rollouts, "supervisor": {**self.supervisor.state(), "episodes": self._episodes}}
-        calls = {i: s.save.remote(root / name / "replay") for i, s in self._shards.items()}
-        self._saving = _Saving(name, calls, own)
-        if wait:
-            self._finish_saving(wait=True)
+        """Begin a checkpoint: the learner freezes its state, the shards write between requests.
 
-    def _finish_saving(self, *, wait: bool) -> None:
-        """Write the manifest once every shard has written."""
+        With `wait`, who dies meanwhile is replaced and another checkpoint begun, until one exists.
+
+        Raises: WorkerError: deaths have used up their budget. CheckpointError: the folder cannot be written.
+        """
+        self._finish_saving(wait=True)  # if a death cost it, this one is whole
+        self._begin_saving(root, trees)
+        while wait and not self._finish_saving(wait=True):
+            if not any([self._mend_learner(), *(self._replace_shard(i) for i in self._shards)]):
+                self.supervisor.budget.death("a part of a checkpoint")
+            self._begin_saving(root, trees)
+
+    def _begin_saving(self, root: Path, trees: Mapping[str, Any]) -> None:
+        name = checkpoints.new_name(root, self.last["env_steps"])
+        lock_step = self.recipe.actors.in_flight == 1 and not self._calls
+        rollouts = self.rollout_states() if lock_step else {}
+        own = {"rollouts": rollouts, "supervisor": {**self.supervisor.state(), "episodes": self._episodes}}
+        held = False
+        while not held:
+            try:
+                ray.get(self._learner.hold.remote(dict(trees)))
+                held = True
+            except (RayTaskError, *GONE) as error:
+                self._replace_learner(0.0, error)
+        calls = {i: s.save.remote(root / name / "replay") for i, s in self._shards.items()}
+        self._saving = _Saving(name, self._learner, calls, own)
+
+    def _mend_learner(self) -> bool:
+        """Replace the learner if it is dead. Returns whether it was."""
+        try:
+            ray.get(self._learner.pid.remote())
+        except GONE as error:
+            self._replace_learner(0.0, error)
+            return True
+        return False
+
+    def _finish_saving(self, *, wait: bool) -> bool:
+        """Write the manifest once every shard has written. Returns False if a death cost the checkpoint.
+
+        Its half folder has no manifest, so it is none; the next checkpoint that is whole removes it.
+        """
         saving = self._saving
         if saving is None:
-            return
+            return True
         calls = list(saving.shards.values())
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=None if wait else 0)
         if len(ready) < len(calls):
-            return
+            return True
         self._saving = None
         try:
             states = {str(i): ray.get(call) for i, call in saving.shards.items()}
-            ray.get(self._learner.write.remote(self.root, saving.name, {**saving.trees, "shards": states}))
-        except RayActorError:
-            return  # someone died meanwhile: its own report mends it, the next checkpoint is whole
+            ray.get(saving.learner.write.remote(self.root, saving.name, {**saving.trees, "shards": states}))
+        except GONE:
+            return False
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        return True
 
     def close(self) -> None:
         """End every process of the run; closing twice is harmless."""
@@ -308,23 +412,3 @@ class ServiceSession(RaySession):
             self.supervisor.end(actor)
         self._shards.clear()
         self._learner = None
-
-
-def _spread(states: Mapping[str, Any], shards: int) -> dict[str, Any]:
-    """Give the counts of the saved shards to shard 0 of a new number of shards: only their sums matter."""
-    first: dict[str, Any] = {"pacing": {}, "env_steps": 0, "agent_steps": 0}
-    for state in states.values():
-        first["env_steps"] += state["env_steps"]
-        first["agent_steps"] += state["agent_steps"]
-        for policy_id, pacing in state["pacing"].items():
-            held = first["pacing"].setdefault(
-                policy_id, {**pacing, "inserted": 0, "sampled": 0, "elsewhere": [0, 0]}
-            )
-            held["inserted"] += pacing["inserted"]
-            held["sampled"] += pacing["sampled"]
-    empty = {
-        "pacing": {p: {**s, "inserted": 0, "sampled": 0} for p, s in first["pacing"].items()},
-        "env_steps": 0,
-        "agent_steps": 0,
-    }
-    return {str(i): first if i == 0 else empty for i in range(shards)}

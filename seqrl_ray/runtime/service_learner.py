@@ -11,14 +11,13 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
 
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import make_pacing, pacing_row
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.remote_replay import RemoteReplay
+from seqrl_ray.runtime.remote_replay import GONE, RemoteReplay
 from seqrl_ray.types import GroupSpec, SampleSpec
 
 LEARNER = 1_000_000
@@ -30,7 +29,10 @@ class ServiceReport:
     """What the learner did in one stretch."""
 
     row: dict[str, Any]
-    restored: dict[str, int]
+    restored_updates: int
+    """Updates that this learner began with: 0, or its checkpoint's."""
+    shard_steps: dict[int, int]
+    """Env steps of every shard when it was last heard."""
     lost_shards: list[int]
     board_lost: bool
     notes: list[str]
@@ -53,24 +55,21 @@ class ServiceLearner:
         torch.set_num_threads(threads)
         self.recipe = recipe
         self.learner = Learner(recipe, groups, device=device)
-        self.replays = {
-            policy_id: RemoteReplay(
-                recipe,
-                policy_id,
-                make_pacing(recipe, self.specs()[policy_id], len(groups[policy_id].slots)),
-                seed=stream_seed(recipe, SHARDS, LEARNER, place),
-            )
-            for place, policy_id in enumerate(sorted(groups))
-        }
-        self.counters = {"env_steps": 0, "agent_steps": 0}
+        saved: dict[str, Any] = {}
         if resume is not None:
             checkpoints.verify(resume)
             saved = checkpoints.load(resume, "trainer")
             self.learner.restore(saved["learner"])
-            for policy_id, pacing in saved["pacing"].items():
-                self.replays[policy_id].pacing.restore(pacing)
         self.learner.epoch += epoch
-        self.restored = {"env_steps": 0, "updates": self.learner.updates}
+        self.restored_updates = self.learner.updates
+        self.replays: dict[str, RemoteReplay] = {}
+        for place, policy_id in enumerate(sorted(groups)):
+            paced = self.learner.algorithms[policy_id].learns
+            pacing = make_pacing(recipe, self.specs()[policy_id], len(groups[policy_id].slots), paced=paced)
+            if saved:
+                pacing.restore(saved["pacing"][policy_id])
+            seed = stream_seed(recipe, SHARDS, LEARNER, place)
+            self.replays[policy_id] = RemoteReplay(recipe, policy_id, pacing, seed, epoch=self.learner.epoch)
         self.board: Any = None
         self._published_at = 0.0
         self._publishing: Any = None
@@ -79,6 +78,10 @@ class ServiceLearner:
     def specs(self) -> dict[str, SampleSpec]:
         """Return what every policy wants of replay: the shards are made for it."""
         return {p: a.sample_spec() for p, a in self.learner.algorithms.items()}
+
+    def unpaced(self) -> list[str]:
+        """Return the policies that learn nothing: nobody draws from their shards."""
+        return [p for p, a in self.learner.algorithms.items() if not a.learns]
 
     def pid(self) -> int:
         """Process id, for kill tests and for people."""
@@ -123,7 +126,11 @@ class ServiceLearner:
             self._published_at = 0.0
             board_lost = board_lost or self._publish()
         lost, notes = sorted(self._lost()), compiling.take_notes()
-        return ServiceReport(self._row(), self.restored, lost, board_lost, notes, self.done)
+        steps: dict[int, int] = {}
+        for replay in self.replays.values():
+            for index, counted in replay.counts().items():
+                steps[index] = max(counted, steps.get(index, 0))
+        return ServiceReport(self._row(), self.restored_updates, steps, lost, board_lost, notes, self.done)
 
     def _lost(self) -> set[int]:
         return set().union(*(r.lost for r in self.replays.values()))
@@ -132,8 +139,8 @@ class ServiceLearner:
         """Ask, take what has come, learn from every draw that is whole."""
         beta = self.recipe.replay.beta(self.progress)
         for policy_id, replay in self.replays.items():
-            if self.learner.algorithms[policy_id].learns:
-                replay.pump(beta, self.learner.algorithms[policy_id].updates)
+            ask = replay.pump if self.learner.algorithms[policy_id].learns else replay.listen
+            ask(beta, self.learner.algorithms[policy_id].updates)
         calls = [call for replay in self.replays.values() for call in replay.calls()]
         if not calls:
             time.sleep(0.02)
@@ -158,16 +165,20 @@ class ServiceLearner:
             call, self._publishing = self._publishing, None
             try:
                 ray.get(call)
-            except RayActorError:
+            except GONE:
                 return True
         if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
             self._published_at = time.monotonic()
             self._publishing = self.board.publish.remote(self.learner.all_weights(self.progress))
         return False
 
-    def publish_to(self, board: Any) -> None:
-        """Fill a new board."""
-        ray.get(board.publish.remote(self.learner.all_weights(self.progress)))
+    def publish_to(self, board: Any) -> bool:
+        """Fill a new board. Returns False if it is dead already."""
+        try:
+            ray.get(board.publish.remote(self.learner.all_weights(self.progress)))
+        except GONE:
+            return False
+        return True
 
     def _row(self) -> dict[str, Any]:
         row: dict[str, Any] = {
