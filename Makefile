@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 RECIPE ?= traffic/cologne8
 
-.PHONY: train test test-all lint bench clean
+.PHONY: train test test-all lint clean
 .DEFAULT_GOAL := test
 
 # Made again only when what is installed would change.
