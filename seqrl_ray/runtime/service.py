@@ -5,7 +5,8 @@ Rollout actors push to their shard (`index % shards`) and pull weights from the 
 all shards. The supervisor holds one `run_for` call with each of them, hears their counts, and replaces
 whoever dies: an actor as a new incarnation, a shard from the newest checkpoint's snapshot, the learner from
 its checkpoint, the board empty.
-Over 400 lines: what is done about each kind of death stands in one place, beside the loop that notices it.
+This file is long because what is done about each kind of death stands in one place,
+beside the loop that notices it.
 """
 
 from __future__ import annotations
