@@ -48,11 +48,12 @@ def play_jobs(
     patience_s: float,
     budget: Deaths,
     on_job: Callable[[Job], None],
-    on_death: Callable[[], None],
+    on_death: Callable[[Job], None],
 ) -> dict[str, list[EpisodeEnd]]:
     """Play jobs on `workers` evaluators that `make` starts, and end them.
 
-    A job that takes longer than `patience_s` counts as a death of its evaluator.
+    A job that takes longer than `patience_s` counts as a death of its evaluator. `on_death` hears which job
+    died with it, `on_job` of every job that has been played.
 
     Returns: name -> episodes in the order of `jobs`.
     Raises: WorkerError: the budget of deaths is spent, or the same application error came twice.
@@ -81,7 +82,7 @@ def play_jobs(
                 budget.application_error("evaluator", str(error))
             except (RayActorError, GetTimeoutError):
                 budget.death("evaluator")
-            on_death()
+            on_death(job)
             waiting.append(job)
             pool.remove(evaluator)
             ray.kill(evaluator, no_restart=True)

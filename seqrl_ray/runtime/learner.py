@@ -22,7 +22,7 @@ from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import Finished, make_trainer
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.supervisor import failed_to_start
+from seqrl_ray.runtime.supervisor import START_S, failed_to_start
 from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
 from seqrl_ray.types import Fragment, GroupSpec, Weights
 
@@ -63,6 +63,7 @@ class RemoteSource:
         self.lost: list[Lost] = []
         self.back: list[int] = []
         self._awaited: set[int] = set()
+        self._heard: set[int] = set()  # actors that have answered once
         self._calls: dict[Any, tuple[int, float]] = {}  # call -> (actor, sent at)
         self._sent_versions: dict[int, dict[str, tuple[int, int]]] = {}
         self._weights: dict[str, Weights] = {}
@@ -73,6 +74,7 @@ class RemoteSource:
         """Pull from this actor from now on."""
         self.actors[index] = actor
         self._sent_versions.pop(index, None)
+        self._heard.discard(index)
         if replacement:
             self._awaited.add(index)
         if self.recipe.actors.in_flight > 1:
@@ -124,6 +126,7 @@ class RemoteSource:
             created = failed_to_start(error)
             self._drop(Lost(index, str(error) if created else "died", application_error=created))
             return None
+        self._heard.add(index)
         if index in self._awaited:
             self._awaited.discard(index)
             self.back.append(index)
@@ -166,7 +169,8 @@ class RemoteSource:
         for index, sent in self._calls.values():
             oldest[index] = min(sent, oldest.get(index, sent))
         for index, sent in oldest.items():
-            if time.monotonic() - sent > self.recipe.actors.hang_timeout_s and index in self.actors:
+            patience = self.recipe.actors.hang_timeout_s + (0.0 if index in self._heard else START_S)
+            if time.monotonic() - sent > patience and index in self.actors:
                 self._drop(Lost(index, "hung", application_error=False))
 
     def _drop(self, lost: Lost) -> None:

@@ -30,7 +30,7 @@ from seqrl_ray.runtime.remote_replay import GONE
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
-from seqrl_ray.runtime.supervisor import failed_to_start, threads_env
+from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""
@@ -95,6 +95,7 @@ class ServiceSession(RaySession):
         if resume is not None and self.exact:
             self.restore_rollouts(resume)
         self._calls: dict[Any, _Stretch] = {}
+        self._heard: set[int] = set()  # actors that have answered once
         self._finished: list[Finished] = []
         self._episodes = 0 if resume is None else int(checkpoints.load(resume, "supervisor")["episodes"])
         self._saving: _Saving | None = None
@@ -211,6 +212,7 @@ class ServiceSession(RaySession):
             failed = failed_to_start(error)
             self._bury(index, str(error) if failed else "died", application_error=failed)
             return None
+        self._heard.add(index)
         if index in self.actor_deaths and report.env_steps:
             self.recovered(self.actor_deaths.pop(index))
         self._waited_s += report.waited_s
@@ -234,13 +236,19 @@ class ServiceSession(RaySession):
         """Bury actors that let a call wait for too long; one that has answered is not silent, however late
         this process is to hear it.
         """
-        patience = ACTOR_STRETCH_S + self.recipe.actors.hang_timeout_s
-        late = [c for c, stretch in self._calls.items() if time.monotonic() - stretch.sent_at > patience]
+        now = time.monotonic()
+        late = [
+            c for c, stretch in self._calls.items() if now - stretch.sent_at > self._patience(stretch.actor)
+        ]
         if not late:
             return
         _, silent = ray.wait(late, num_returns=len(late), timeout=0)
         for call in silent:
             self._bury(self._calls.pop(call).actor, "hung", application_error=False)
+
+    def _patience(self, index: int) -> float:
+        start_s = 0.0 if index in self._heard else START_S
+        return ACTOR_STRETCH_S + self.recipe.actors.hang_timeout_s + start_s
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         row["episodes"] = self._episodes
@@ -269,6 +277,7 @@ class ServiceSession(RaySession):
     def _bury(self, index: int, cause: str, *, application_error: bool) -> None:
         steps = self.recipe.actors.fragment_steps * self.recipe.actors.envs_per_actor
         self.bury_actor(index, cause, application_error=application_error, lost_steps=steps)
+        self._heard.discard(index)
         shard = self._shards[index % len(self._shards)]
         shard.writer_gone.remote(f"actor-{index}")
 

@@ -98,9 +98,11 @@ class RaySession:
         self.epoch = 0
         self.last = {"env_steps": 0, "updates": 0}
         self.actor_deaths: dict[int, Death] = {}
+        self.judge_deaths: dict[Job, Death] = {}
+        """By the job that died with its evaluator; mended when another has played it."""
         self._started = time.monotonic() - clock_s
         self._mended: list[Failure] = []
-        self._interim: tuple[Any, tuple[int, ...], dict[str, int]] | None = None
+        self._interim: tuple[Any, Job, dict[str, int]] | None = None
         self._evaluator: Any = None
         self.supervisor.make_board()
 
@@ -135,6 +137,8 @@ class RaySession:
         if final:
             for index in list(self.actor_deaths):
                 self._never_back(self.actor_deaths.pop(index))
+            for job in list(self.judge_deaths):
+                self._never_back(self.judge_deaths.pop(job))
         mended, self._mended = self._mended, []
         return mended
 
@@ -187,30 +191,42 @@ class RaySession:
             weights, _ = unpack(ray.get(self.supervisor.board.pull.remote({})))
         except RayActorError:
             return  # the wiring notices and refills the board; the next evaluation will find weights
-        call = self._evaluator.play.remote(Job(POLICY, tuple(seeds)), weights)
-        self._interim = (call, tuple(seeds), dict(self.last))
+        job = Job(POLICY, tuple(seeds))
+        self._interim = (self._evaluator.play.remote(job, weights), job, dict(self.last))
 
     def interim_results(self) -> list[tuple[dict[str, int], list[EpisodeEnd]]]:
         """Return the evaluation in between if it has ended; a dead evaluator is replaced and begins anew."""
         if self._interim is None:
             return []
-        call, seeds, at = self._interim
+        call, job, at = self._interim
         ready, _ = ray.wait([call], timeout=0)
         if not ready:
             return []
         self._interim = None
         try:
-            return [(at, ray.get(call))]
+            ends = ray.get(call)
+            self._played(job)
+            return [(at, ends)]
         except RayTaskError as error:
             self.supervisor.budget.application_error("evaluator", str(error))
         except RayActorError:
             self.supervisor.budget.death("an evaluator")
-        death = Death("evaluator", self.at_s())
+        self._died_with(job)
         self.supervisor.end(self._evaluator)
         self._evaluator = None
-        self.judge_interim(seeds)
-        self.recovered(death)
+        self.judge_interim(job.seeds)
         return []
+
+    def _died_with(self, job: Job) -> None:
+        """Note that an evaluator died at this job."""
+        if job in self.judge_deaths:
+            self._never_back(self.judge_deaths.pop(job))
+        self.judge_deaths[job] = Death("evaluator", self.at_s())
+
+    def _played(self, job: Job) -> None:
+        """Note that a job has been played: if one died at it before, that is mended."""
+        if job in self.judge_deaths:
+            self.recovered(self.judge_deaths.pop(job))
 
     def judge_final(
         self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
@@ -220,6 +236,11 @@ class RaySession:
         self.close()
         workers = self.placement.workers
         jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
+
+        def played(job: Job) -> None:
+            self._played(job)
+            on_job(job, len(jobs))
+
         return play_jobs(
             lambda: self.supervisor.make_evaluator(self.placement.evaluator_cpus),
             jobs,
@@ -227,8 +248,8 @@ class RaySession:
             workers=workers,
             patience_s=self.recipe.evaluation.hang_timeout_s,
             budget=self.supervisor.budget,
-            on_job=lambda job: on_job(job, len(jobs)),
-            on_death=lambda: self.recovered(Death("evaluator", self.at_s())),
+            on_job=played,
+            on_death=self._died_with,
         )
 
     def close(self) -> None:

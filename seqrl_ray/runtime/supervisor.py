@@ -26,6 +26,11 @@ from seqrl_ray.runtime.weight_board import WeightBoard
 
 WINDOW_S = 600.0
 
+START_S = 60.0
+"""How much longer than a silent actor one is waited for that has never answered: its process, its imports and
+its simulator have to start.
+"""
+
 
 def failed_to_start(error: Exception) -> bool:
     """Whether an actor's death is an error that its constructor raised."""

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -131,6 +132,34 @@ def test_a_killed_shard_goes_on_from_its_snapshot(ray_here, tmp_path, capsys):
     failure = survived(summary, "shard", capsys)
     assert failure["lost_updates"] == 0
     assert failure["lost_steps"] < summary["env_steps"] / 2
+
+
+def kill_the_first_evaluator_at_work(session: Any) -> None:
+    """Have the next evaluator stopped as soon as it stands, so that it dies half a second into its job."""
+    make = session.supervisor.make_evaluator
+
+    def doomed(cpus: float) -> Any:
+        session.supervisor.make_evaluator = make
+        evaluator = make(cpus)
+        pid = ray.get(evaluator.pid.remote())
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+        return evaluator
+
+    session.supervisor.make_evaluator = doomed
+
+
+@pytest.mark.parametrize("when", ["beside the training", "at the end"])
+def test_a_killed_evaluator_is_replaced_and_plays_its_job_again(ray_here, tmp_path, capsys, when):
+    def strike(session: Any) -> None:
+        kill_the_first_evaluator_at_work(session)
+        if when == "beside the training":
+            session.judge_interim(range(900, 902))
+            ray.wait([session._interim[0]], timeout=30.0)
+
+    summary = run_with_a_death(tmp_path, WIRINGS["colocated"], strike)
+    failure = survived(summary, "evaluator", capsys)
+    assert (failure["lost_steps"], failure["lost_updates"]) == (0, 0)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
