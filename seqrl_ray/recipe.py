@@ -73,7 +73,13 @@ class LearnerSettings(Settings):
         ge=1,
         le=256,
     )
-    prefetch: int = key(2, "draws in flight in the service wiring", ge=1, le=8)
+    prefetch: int = key(
+        2,
+        "draws in flight in the service wiring; from 4 on they are asked for two and more in one call, which "
+        "costs less and makes priorities later by as many draws",
+        ge=1,
+        le=8,
+    )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto = CUDA where there is one")
     num_gpus: float | Literal["auto"] = key(
         "auto", "GPUs the learner process asks of Ray; auto = one if the cluster has one"

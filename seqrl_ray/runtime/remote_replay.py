@@ -28,11 +28,12 @@ GONE = (RayActorError, ObjectLostError)
 """What a call ends with when its process, or the node that held its answer, has died."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Draw:
     """One draw on its way: a part from every shard."""
 
-    calls: dict[Any, int]  # call -> shard
+    awaited: set[int]
+    """Shards that have not answered yet."""
     share: dict[int, float]
     items: int
     total_items: int
@@ -74,7 +75,7 @@ class RemoteReplay:
         self._gone = {"inserted": 0, "env_steps": 0, "agent_steps": 0}  # counted by shards that died since
         self._rng = np.random.default_rng(seed)
         self._draws: list[_Draw] = []
-        self._asking: dict[Any, int] = {}
+        self._calls: dict[Any, tuple[int, tuple[_Draw, ...]]] = {}  # call -> shard, draws (none: news only)
         self._max_priority = 1.0
 
     def use(self, handles: Mapping[int, Any]) -> None:
@@ -99,7 +100,7 @@ class RemoteReplay:
                     self._gone[name] += getattr(old, name)
             self.lost.discard(index)
             try:
-                reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, 0, 0.0, 0, None))))
+                reply: Reply = unpack(ray.get(handle.exchange.remote(self._request(index, (), 0.0, 0, None))))
             except GONE:
                 self.lost.add(index)
                 continue
@@ -127,47 +128,64 @@ class RemoteReplay:
         return self._gone["inserted"] + sum(s.inserted for s in self.shards.values())
 
     def pump(self, beta: float, updates: int) -> None:
-        """Ask for draws while pacing and prefetch allow; otherwise `listen`. Never waits."""
-        alive = self._alive()
-        while len(self._draws) < self.recipe.learner.prefetch and self.pacing.may_sample():
-            masses = [self.shards[i].mass.mass for i in alive]
-            if not sum(masses) > 0.0:
-                break
-            self._ask_draw(alive, masses, beta, updates)
+        """Ask for draws while pacing and prefetch allow; otherwise `listen`. Never waits.
+
+        A Ray call costs more than what a shard does in it, so draws are asked for together once half of
+        those ahead have been used up.
+        """
+        prefetch = self.recipe.learner.prefetch
+        room, alive = prefetch - len(self._draws), self._alive()
+        masses = [self.shards[i].mass.mass for i in alive]
+        items = self.updates_per_call * self.batch_size
+        if room >= max(1, prefetch // 2) and sum(masses) > 0.0:
+            draws = 0
+            while draws < room and self.pacing.may_sample():
+                self.pacing.count_sampled(items)
+                draws += 1
+            if draws:
+                self._ask(draws, items, alive, masses, beta, updates)
         if not self._draws:
             self.listen(beta, updates)
 
     def listen(self, beta: float, updates: int) -> None:
         """Ask every shard to tell of new items, unless it has been asked. Never waits."""
-        waiting = set(self._asking.values())
+        waiting = {index for index, draws in self._calls.values() if not draws}
         for index in self._alive():
             if index not in waiting:
-                message = self._request(index, 0, beta, updates, self.shards[index].inserted)
-                self._asking[self.shards[index].handle.exchange.remote(message)] = index
+                message = self._request(index, (), beta, updates, self.shards[index].inserted)
+                self._calls[self.shards[index].handle.exchange.remote(message)] = (index, ())
 
     def _alive(self) -> list[int]:
         return [i for i in self.shards if i not in self.lost]
 
-    def _ask_draw(self, alive: Sequence[int], masses: Sequence[float], beta: float, updates: int) -> None:
-        items = self.updates_per_call * self.batch_size
-        counts = split_draw(masses, items, self._rng)
-        total = sum(masses)
-        self.pacing.count_sampled(items)
-        calls: dict[Any, int] = {}
-        for index, count in zip(alive, counts.tolist(), strict=True):
-            known = self.shards[index]
-            message = self._request(index, count, beta, updates, None)
-            calls[known.handle.exchange.remote(message)] = index
+    def _ask(
+        self,
+        draws: int,
+        items: int,
+        alive: Sequence[int],
+        masses: Sequence[float],
+        beta: float,
+        updates: int,
+    ) -> None:
+        """Ask every shard, in one call, for its parts of some draws that pacing has counted."""
+        total, total_items = sum(masses), sum(self.shards[i].mass.items for i in alive)
         share = {index: mass / total for index, mass in zip(alive, masses, strict=True)}
-        self._draws.append(_Draw(calls, share, items, sum(self.shards[i].mass.items for i in alive), beta))
+        counts = [split_draw(masses, items, self._rng).tolist() for _ in range(draws)]  # [draws][K]
+        asked = tuple(_Draw(set(alive), share, items, total_items, beta) for _ in range(draws))
+        for index, wanted in zip(alive, zip(*counts, strict=True), strict=True):
+            message = self._request(index, wanted, beta, updates, None)
+            self._calls[self.shards[index].handle.exchange.remote(message)] = (index, asked)
+        self._draws.extend(asked)
 
-    def _request(self, index: int, draw: int, beta: float, updates: int, newer_than: int | None) -> bytes:
+    def _request(
+        self, index: int, draws: tuple[int, ...], beta: float, updates: int, newer_than: int | None
+    ) -> bytes:
         known = self.shards[index]
         written, known.written = tuple(known.written), []
         request = Request(
             self.policy_id,
             self.epoch,
-            draw,
+            draws,
             beta,
             updates,
             self.inserted,
@@ -182,26 +200,25 @@ class RemoteReplay:
 
     def calls(self) -> list[Any]:
         """Every call on its way."""
-        return [*self._asking, *(call for draw in self._draws for call in draw.calls)]
+        return list(self._calls)
 
     def settle(self, ready: Sequence[Any]) -> None:
         """Take the answers of calls that are ready."""
         for call in ready:
-            owner = next((d for d in self._draws if call in d.calls), None)
-            if owner is None and call not in self._asking:
+            if call not in self._calls:
                 continue  # given up while this list of ready calls was gone through
-            index = self._asking.pop(call) if owner is None else owner.calls.pop(call)
+            index, draws = self._calls.pop(call)
             try:
                 reply: Reply = unpack(ray.get(call))
             except GONE:
                 self.lost.add(index)
                 self._abandon(index)
                 continue
-            if index in self.lost:
-                continue
             self._hear(index, reply)
-            if owner is not None and reply.batch is not None:
-                owner.parts[index] = reply.batch
+            for draw, batch in zip(draws, reply.batches, strict=True):
+                draw.awaited.discard(index)
+                if batch is not None:
+                    draw.parts[index] = batch
 
     def _hear(self, index: int, reply: Reply) -> None:
         known = self.shards[index]
@@ -217,14 +234,14 @@ class RemoteReplay:
 
     def _abandon(self, index: int) -> None:
         """Give up draws that a dead shard has a part in: their items count as not drawn."""
-        self._asking = {call: i for call, i in self._asking.items() if i != index}
+        self._calls = {call: entry for call, entry in self._calls.items() if entry[0] != index}
         for draw in [d for d in self._draws if index in d.share]:
             self._draws.remove(draw)
             self.pacing.count_sampled(-draw.items)
 
     def next_batch(self) -> Batch | None:
         """Return the oldest draw if all its parts have come."""
-        if not self._draws or self._draws[0].calls:
+        if not self._draws or self._draws[0].awaited:
             return None
         draw = self._draws.pop(0)
         indices = list(draw.parts)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Request:
     policy_id: str
     epoch: int
     """Lineage of the learner that asks."""
-    draw: int
-    """Items wanted; 0 = only counts."""
+    draws: tuple[int, ...]
+    """Items wanted for each draw; () = only counts."""
     beta: float
     updates: int
     """Updates the learner has done: policy lag is counted against it."""
@@ -66,7 +66,7 @@ class Request:
     heard: int
     """Those of `inserted` that are this shard's."""
     sampled: int
-    """Items drawn from all shards, this draw included: nobody else knows the total."""
+    """Items drawn from all shards, these draws included: nobody else knows the total."""
     max_priority: float
     written: tuple[tuple[ItemIds, FloatArray], ...] = ()
     """Priorities of earlier draws."""
@@ -91,7 +91,7 @@ class Counts:
 class Reply:
     """What one shard gives and tells."""
 
-    batch: Batch | None  # [1, M]
+    batches: tuple[Batch | None, ...]  # of every draw, [1, M]; None where it took nothing from here
     mass: Mass
     inserted: int
     sampled: int
@@ -101,8 +101,8 @@ class Reply:
     max_priority: float
 
 
-def _arrays(batch: Batch | None) -> list[Array]:
-    return [] if batch is None else [v for v in vars(batch).values() if isinstance(v, np.ndarray)]
+def _arrays(batches: Iterable[Batch | None]) -> list[Array]:
+    return [v for b in batches if b is not None for v in vars(b).values() if isinstance(v, np.ndarray)]
 
 
 class ShardServer:
@@ -220,28 +220,31 @@ class ShardServer:
         return reply.rows > 0 or reply.duplicate_rows + reply.refused_rows == 0
 
     async def exchange(self, message: bytes) -> Any:
-        """Take priorities and counts, give a draw and counts."""
+        """Take priorities and counts, give draws and counts."""
         request: Request = unpack(message)
         policy_id = request.policy_id
         shard, pacing = self.shards[policy_id], self.pacing[policy_id]
-        batch, stale = None, 0
+        batches: tuple[Batch | None, ...] = (None,) * len(request.draws)
+        stale = 0
         async with self._moved:
             if request.epoch >= (self.epochs[policy_id] or 0):
                 self.epochs[policy_id], self.updates[policy_id] = request.epoch, request.updates
                 self._heard[policy_id] = request.heard
-                pacing.elsewhere(
-                    request.inserted - request.heard, request.sampled - request.draw - pacing.sampled_here
-                )
+                sampled_before = request.sampled - sum(request.draws)
+                pacing.elsewhere(request.inserted - request.heard, sampled_before - pacing.sampled_here)
                 stale = sum(shard.update_priorities(ids, priorities) for ids, priorities in request.written)
                 shard.raise_max_priority(request.max_priority)
                 self._moved.notify_all()
                 if request.newer_than is not None and pacing.inserted_here <= request.newer_than:
                     await self._wait_for_more(pacing, request.newer_than)
-                if request.draw and shard.items:
-                    batch = shard.sample(1, request.draw, beta=request.beta)
-                pacing.count_sampled(request.draw if batch is not None else 0)
+                if shard.items:
+                    batches = tuple(
+                        shard.sample(1, items, beta=request.beta) if items else None
+                        for items in request.draws
+                    )
+                    pacing.count_sampled(sum(request.draws))
             reply = Reply(
-                batch,
+                batches,
                 shard.mass,
                 pacing.inserted_here,
                 pacing.sampled_here,
@@ -250,7 +253,7 @@ class ShardServer:
                 stale,
                 shard.max_priority,
             )
-        return pack(reply, _arrays(batch))
+        return pack(reply, _arrays(batches))
 
     async def _wait_for_more(self, pacing: Pacing, newer_than: int) -> None:
         """Let inserts in until there are more than `newer_than` items; holds `_moved` before and after."""

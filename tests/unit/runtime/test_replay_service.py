@@ -32,7 +32,7 @@ def insert(world, shard, *args, **kwargs):
 
 def request(**changes):
     plain = {
-        "policy_id": "shared", "epoch": 0, "draw": 0, "beta": 0.5, "updates": 0, "inserted": 0, "heard": 0,
+        "policy_id": "shared", "epoch": 0, "draws": (), "beta": 0.5, "updates": 0, "inserted": 0, "heard": 0,
         "sampled": 0, "max_priority": 1.0,
     }  # fmt: skip
     return pack(Request(**{**plain, **changes}), [])
@@ -59,6 +59,48 @@ def test_every_shard_knows_the_global_number_of_samples_and_counts_its_own_once(
     assert sum(s.server.pacing["shared"].sampled_here for s in shards) == drawn
 
 
+def test_draws_are_asked_for_together_once_half_of_those_ahead_are_used_up(world):
+    recipe = recipe_of("replay.shards=2", "learner.prefetch=4", "replay.samples_per_insert=100.0")
+    shards = [world.shard(recipe, i) for i in range(2)]
+    for i, shard in enumerate(shards):
+        insert(world, shard, f"actor-{i}", 0, 30)
+    replay = replay_over(world, recipe, shards)
+    replay.pump(0.5, 0)
+    assert len(replay.calls()) == 2  # four draws, one call to each shard
+    settle(world, replay)
+    rows = [replay.next_batch()]
+    replay.pump(0.5, 0)
+    assert not replay.calls()  # three draws are still there
+    rows.append(replay.next_batch())
+    replay.pump(0.5, 0)
+    assert len(replay.calls()) == 2
+    settle(world, replay)
+    while (batch := replay.next_batch()) is not None:
+        rows.append(batch)
+    assert len(rows) == 6
+    items = recipe.learner.updates_per_call * recipe.learner.batch_size
+    assert all(len(batch.ids) == items for batch in rows)
+    assert len({tuple(batch.ids.row.tolist()) for batch in rows}) == 6  # each its own draw
+    assert replay.pacing.sampled == sum(s.server.pacing["shared"].sampled_here for s in shards) == 6 * items
+
+
+def test_grouped_draws_that_a_dead_shard_has_a_part_in_count_as_not_drawn(world):
+    recipe = recipe_of("replay.shards=2", "learner.prefetch=4", "replay.samples_per_insert=100.0")
+    shards = [world.shard(recipe, i) for i in range(2)]
+    for i, shard in enumerate(shards):
+        insert(world, shard, f"actor-{i}", 0, 30)
+    replay = replay_over(world, recipe, shards)
+    replay.pump(0.5, 0)
+    replay.lost.add(1)
+    replay._abandon(1)
+    settle(world, replay)
+    assert replay.next_batch() is None
+    assert replay.pacing.sampled == 0
+    replay.pump(0.5, 0)
+    settle(world, replay)
+    assert set(replay.next_batch().ids.shard.tolist()) == {0}
+
+
 def test_a_learner_that_forgot_draws_hears_of_them_from_the_shards(world):
     recipe = recipe_of()
     shard = world.shard(recipe)
@@ -78,14 +120,14 @@ def test_an_older_lineage_neither_writes_nor_draws_nor_counts(world):
     recipe = recipe_of("replay.sampler=prioritised")
     shard = world.shard(recipe)
     insert(world, shard, "actor-0", 0, 60)
-    ids = exchange(world, shard, epoch=1, draw=4, sampled=4, inserted=59, heard=59).batch.ids
+    ids = exchange(world, shard, epoch=1, draws=(4,), sampled=4, inserted=59, heard=59).batches[0].ids
     before = shard.server.shards["shared"].mass, shard.server.pacing["shared"].state()
     written = ((ids, np.full(4, 9.0, np.float32)),)
-    late = exchange(world, shard, epoch=0, draw=4, sampled=99, inserted=500, written=written, updates=7)
-    assert late.batch is None
+    late = exchange(world, shard, epoch=0, draws=(4,), sampled=99, inserted=500, written=written, updates=7)
+    assert late.batches == (None,)
     assert (shard.server.shards["shared"].mass, shard.server.pacing["shared"].state()) == before
     assert shard.server.updates["shared"] == 0
-    assert exchange(world, shard, epoch=1, draw=4, sampled=8, written=written).batch is not None
+    assert exchange(world, shard, epoch=1, draws=(4,), sampled=8, written=written).batches[0] is not None
     assert shard.server.shards["shared"].mass != before[0]
 
 
@@ -189,7 +231,7 @@ def test_spread_keeps_the_sums(world):
     for i in range(3):
         shard = world.shard(recipe_of("replay.shards=3"), i)
         insert(world, shard, f"actor-{i}", 0, 10 + i)
-        exchange(world, shard, draw=4, sampled=4)
+        exchange(world, shard, draws=(4,), sampled=4)
         states[str(i)] = {
             "pacing": {"shared": shard.server.pacing["shared"].state()},
             "counted": dict(vars(shard.server.counted)),

@@ -14,7 +14,7 @@ from seqrl_ray.runtime import service
 from seqrl_ray.runtime.actor import ActorReport
 from seqrl_ray.runtime.service import ServiceSession, _Saving, _Stretch
 from seqrl_ray.runtime.service_learner import ServiceReport
-from seqrl_ray.runtime.supervisor import Budget, Supervisor
+from seqrl_ray.runtime.supervisor import START_S, Budget, Supervisor
 from tests.unit.runtime.service_world import recipe_of
 
 
@@ -87,6 +87,7 @@ def session(monkeypatch, tmp_path):
     made._shard_lives, made._shard_steps = {0: 0, 1: 0}, {0: 100, 1: 100}
     made._dropped, made._dropped_steps = {0: 0, 1: 0}, 0
     made._learner, made._calls, made._saving = Process(run_for=report()), {}, None
+    made._heard = {0, 1, 2, 3}
     made._waited_s, made._episodes, made._finished = 0.0, 0, []
     made.buried = []
     monkeypatch.setattr(made, "_bury", lambda i, cause, application_error: made.buried.append((i, cause)))
@@ -107,6 +108,18 @@ def test_only_an_actor_that_has_not_answered_is_silent(session):
     session._look_for_silence()
     assert session.buried == [(1, "hung")]
     assert sorted(s.actor for s in session._calls.values()) == [0, 2]
+
+
+def test_an_actor_that_has_never_answered_has_time_to_start(session):
+    session._heard = {0}
+    waited = session._patience(0) + 1.0
+    sent_at = time.monotonic() - waited
+    session._calls = {Call(ready=False): _Stretch(i, 0, 0, sent_at) for i in (0, 1)}
+    session._look_for_silence()
+    assert session.buried == [(0, "hung")]
+    session._calls = {Call(ready=False): _Stretch(1, 0, 0, sent_at - START_S)}
+    session._look_for_silence()
+    assert session.buried == [(0, "hung"), (1, "hung")]
 
 
 def test_an_error_in_an_actors_constructor_is_no_death(session):
