@@ -1,10 +1,11 @@
 """The `ray` section of `throughput.py`: DQN on CartPole through Ray, ours against RLlib's.
 
 All contestants live in one Ray on this machine and take turns; who is not running sleeps (our colocated
-learner pulls its fragments, RLlib's runner waits for its driver). RLlib divides `training_intensity` by its
-runners plus one, so 16 with one runner asks for the one update of 32 per environment step that is wanted
-here; where episodes end it samples a few steps more than asked, so it counts slightly less than one update
-per step, in favour of its env steps/s. Both sides report what they counted. RLlib's learner runs in this
+learner pulls its fragments, RLlib's runner waits for its driver). One update of 32 per environment step is
+wanted of both sides, as counted. RLlib's `training_intensity` does not give it: it is divided by the runners
+plus one, and where episodes end more steps are sampled than were asked for, the more so the more environments
+there are. So it is set anew after every stretch from what that stretch counted; both sides report what they
+counted in all. RLlib's learner runs in this
 process, its default on one machine.
 """
 
@@ -30,6 +31,8 @@ EQUAL = (8, 16)
 OURS = ((64, 4), (64, 16), (256, 4))
 """Where our best is looked for, besides."""
 PEERS = (8, 32, 64)
+FIRST_INTENSITY = 16.0
+"""One update of 32 per environment step, were it not for the steps that RLlib samples on top."""
 LOOK_S = 4.0
 """How long each candidate for the best is tried."""
 PER = ("replay.sampler=prioritised", "replay.alpha=0.6", "replay.beta_start=0.4", "replay.beta_end=0.4")
@@ -79,7 +82,7 @@ class RLlib:
             .training(
                 lr=5e-4,
                 train_batch_size=32,
-                training_intensity=16,
+                training_intensity=FIRST_INTENSITY,
                 n_step=1,
                 double_q=True,
                 dueling=False,
@@ -104,8 +107,10 @@ class RLlib:
             return update(**arguments)
 
         self.algorithm.learner_group.update = counted
+        self.intensity = FIRST_INTENSITY
         while self.updates < WARM_UPDATES:
             self.run(seconds)
+        self.run(seconds)  # with the intensity that a stretch of nothing but learning asked for
 
     def run(self, seconds: float) -> Stretch:
         updates, took, began = self.updates, 0.0, time.perf_counter()
@@ -113,7 +118,16 @@ class RLlib:
             result = self.algorithm.train()
             took = time.perf_counter() - began
         before, self.steps = self.steps, int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        return Stretch(self.steps - before, self.updates - updates, took)
+        stretch = Stretch(self.steps - before, self.updates - updates, took)
+        if updates:  # the first has steps in it that filled the buffer
+            self._ask_for(self.intensity * stretch.env_steps / max(1, stretch.updates))
+        return stretch
+
+    def _ask_for(self, intensity: float) -> None:
+        self.intensity = intensity
+        config = self.algorithm.config.copy(copy_frozen=False).training(training_intensity=intensity)
+        config.freeze()
+        self.algorithm.config = config
 
     def close(self) -> None:
         self.algorithm.stop()
