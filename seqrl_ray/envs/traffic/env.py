@@ -266,14 +266,14 @@ class TrafficEnv:
     def _run(self, commands: list[Command]) -> None:
         """Simulate one decision, showing each command in its second."""
         start_s, length_s = self._simulation.now_s, self._settings.decision_s
-        samples = set(self._rewards.sample_times_s)
-        at: dict[int, list[Command]] = {offset: [] for offset in (*samples, length_s)}
+        samples = self._rewards.sample_times_s
+        at: dict[int, list[Command]] = {}
         for command in commands:
             at.setdefault(command.after_s, []).append(command)
         self._simulation.show(at.pop(0, ()))
-        for offset in sorted(at):
+        for offset in sorted({*at, *samples, length_s}):
             self._simulation.run_to(start_s + offset)
-            self._simulation.show(at[offset])
+            self._simulation.show(at.get(offset, ()))
             if offset in samples:
                 self._sensors.refresh()
                 self._rewards.sample()
@@ -326,7 +326,7 @@ class TrafficEnv:
         wish = np.empty(len(self.network.signals), np.int64)
         for policy, members in self._members.items():
             given = np.asarray(actions[policy])
-            if given.shape != members.shape or not np.issubdtype(given.dtype, np.integer):
+            if given.shape != members.shape or given.dtype.kind not in "iu":
                 raise EnvError(
                     f"actions[{policy!r}] is {given.dtype}{list(given.shape)}, not int[{len(members)}]: "
                     "signals would be left "

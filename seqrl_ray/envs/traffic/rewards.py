@@ -12,6 +12,8 @@ Dims: N signals, A approach lanes, U upstream edges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from seqrl_ray.envs.traffic.net import Network
@@ -57,7 +59,7 @@ class Rewards:
         if self._settings.reward == "pressure":
             return s.signal_out @ s.read("out_vehicles") - s.signal_lanes @ s.read("vehicles")
         if self._settings.reward == "waiting":
-            wait = s.signal_lanes @ self._waiting.per_lane(s.read("vehicles")) / 100.0  # [N]
+            wait = s.signal_lanes @ self._waiting.per_lane(s.occupied()) / 100.0  # [N]
             reward = self._last_wait - wait
             self._last_wait = wait
             return reward
@@ -72,23 +74,21 @@ class AccumulatedWaiting:
     """
 
     def __init__(self, simulation: Simulation, lanes: tuple[str, ...]) -> None:
-        self._api, self._lanes = simulation.api, lanes
+        self._lanes = lanes
+        self._vehicles_of = simulation.call("lane", "getLastStepVehicleIDs")
+        self._waited = simulation.call("vehicle", "getAccumulatedWaitingTime")
         self._history: dict[str, dict[str, float]] = {}
 
     def start(self) -> None:
         """Forget the vehicles of the last episode."""
         self._history = {}
 
-    def per_lane(self, counts: FloatArray) -> FloatArray:
-        """[A] seconds, float64; `counts` [A] are the vehicles on each lane now."""
-        vehicles_of = self._api.lane.getLastStepVehicleIDs
-        waited = self._api.vehicle.getAccumulatedWaitingTime
-        history = self._history
+    def per_lane(self, occupied: Sequence[int]) -> FloatArray:
+        """[A] seconds, float64; `occupied` are the positions of the lanes with vehicles."""
+        vehicles_of, waited, history = self._vehicles_of, self._waited, self._history
         total = np.zeros(len(self._lanes))
-        for place, (lane, count) in enumerate(zip(self._lanes, counts.tolist(), strict=True)):
-            if not count:
-                continue
-            wait = 0.0
+        for place in occupied:
+            lane, wait = self._lanes[place], 0.0
             for vehicle in vehicles_of(lane):
                 own = waited(vehicle)
                 before = history.get(vehicle)

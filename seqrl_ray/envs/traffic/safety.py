@@ -59,6 +59,7 @@ class SafetyLayer:
         self._green_since_s = np.zeros(len(signals), np.int64)
         self._now_s = 0
         self._legal = self._own
+        self._young: list[int] = []  # signals whose minimum green may not be over
 
     def start(self, now_s: int) -> list[Command]:
         """Begin an episode: every signal shows its first green."""
@@ -66,6 +67,7 @@ class SafetyLayer:
         self.phase[:] = 0
         self.changed_s[:] = now_s
         self._green_since_s[:] = now_s
+        self._young = list(range(len(self._signals)))
         self.advance(now_s)
         return [Command(0, s.id, s.greens[0]) for s in self._signals]
 
@@ -73,10 +75,12 @@ class SafetyLayer:
         """Set the clock to the next decision and work out what is legal then."""
         self._now_s = now_s
         s = self._settings
-        free = self.time_in_phase_s >= self._change_s + s.min_green_s  # [N] min green met
-        if s.transitions == "any" and s.max_green_s is None and free.all():
-            self._legal = self._own  # the usual case
+        least_s = self._change_s + s.min_green_s
+        self._young = [n for n in self._young if now_s - self.changed_s[n] < least_s]
+        if s.transitions == "any" and s.max_green_s is None:
+            self._legal = self._but_young()  # the usual case
             return
+        free = self.time_in_phase_s >= least_s  # [N] min green met
         if s.transitions == "any":
             reach = self._own
         else:
@@ -89,6 +93,17 @@ class SafetyLayer:
         legal[self._rows, self.phase] = hold
         legal.flags.writeable = False
         self._legal = legal
+
+    def _but_young(self) -> BoolArray:
+        """[N, A] every green, or the present one alone where the minimum green is not over."""
+        if not self._young:
+            return self._own
+        legal = self._own.copy()
+        for n in self._young:
+            legal[n] = False
+            legal[n, self.phase[n]] = True
+        legal.flags.writeable = False
+        return legal
 
     @property
     def time_in_phase_s(self) -> IntArray:
@@ -117,6 +132,7 @@ class SafetyLayer:
             if then != now:
                 commands.extend(self._changes(n, now, then))
                 self.phase[n] = then
+                self._young.append(n)
                 self.changed_s[n] = self._now_s
                 self._green_since_s[n] = self._now_s + self._change_s
         return commands

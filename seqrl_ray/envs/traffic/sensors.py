@@ -2,7 +2,8 @@
 reader shares.
 
 Source: libsumo's lane and edge values (https://sumo.dlr.de/docs/TraCI/Lane_Value_Retrieval.html). Direct
-calls, not subscriptions: measured faster in libsumo. A vehicle *halts* below 0.1 m/s.
+calls, not subscriptions: measured faster in libsumo; and none for what an empty lane or edge is known to say.
+A vehicle *halts* below 0.1 m/s.
 
 Dims: N signals, A approach lanes of all signals, O lanes they release into, U edges upstream of an approach,
 E approach edges.
@@ -45,26 +46,36 @@ class Sensors:
             [[i for i in self.lanes if network.lanes[i].edge == e] for e in self.edges], self.lanes
         )
         self.edge_up = (edge_lanes @ self.lane_up > 0).astype(float)  # [E, U]
-        lane, edge = simulation.api.lane, simulation.api.edge
-        self._table: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
-            "vehicles": (lane.getLastStepVehicleNumber, self.lanes),
-            "halting": (lane.getLastStepHaltingNumber, self.lanes),
-            "waiting": (lane.getWaitingTime, self.lanes),
-            "speed": (lane.getLastStepMeanSpeed, self.lanes),
-            "vehicle_length": (lane.getLastStepLength, self.lanes),
-            "out_vehicles": (lane.getLastStepVehicleNumber, self.out_lanes),
-            "out_halting": (lane.getLastStepHaltingNumber, self.out_lanes),
-            "up_vehicles": (edge.getLastStepVehicleNumber, self.up_edges),
-            "up_halting": (edge.getLastStepHaltingNumber, self.up_edges),
-            "up_speed": (edge.getLastStepMeanSpeed, self.up_edges),
-            "pending": (lambda e: len(edge.getPendingVehicles(e)), self.edges),
-            "up_pending": (lambda e: len(edge.getPendingVehicles(e)), self.up_edges),
+        call = simulation.call
+        number, halting = call("lane", "getLastStepVehicleNumber"), call("lane", "getLastStepHaltingNumber")
+        pending = call("edge", "getPendingVehicles")
+        self._counted: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
+            "vehicles": (number, self.lanes),
+            "out_vehicles": (number, self.out_lanes),
+            "up_vehicles": (call("edge", "getLastStepVehicleNumber"), self.up_edges),
+            "pending": (lambda e: len(pending(e)), self.edges),
+            "up_pending": (lambda e: len(pending(e)), self.up_edges),
         }
+        """Asked for everywhere."""
+        none, out, up = np.zeros(len(self.lanes)), np.zeros(len(self.out_lanes)), np.zeros(len(self.up_edges))
+        speed = call("lane", "getLastStepMeanSpeed"), call("edge", "getLastStepMeanSpeed")
+        self._of_vehicles: dict[str, tuple[Callable[[str], Any], tuple[str, ...], str, Float64]] = {
+            "halting": (halting, self.lanes, "vehicles", none),
+            "waiting": (call("lane", "getWaitingTime"), self.lanes, "vehicles", none),
+            "speed": (speed[0], self.lanes, "vehicles", self.limit),
+            "vehicle_length": (call("lane", "getLastStepLength"), self.lanes, "vehicles", none),
+            "out_halting": (halting, self.out_lanes, "out_vehicles", out),
+            "up_halting": (call("edge", "getLastStepHaltingNumber"), self.up_edges, "up_vehicles", up),
+            "up_speed": (speed[1], self.up_edges, "up_vehicles", self.up_limit),
+        }
+        """Asked for only where there are vehicles: call, ids, who counts, value where there are none."""
+        self._occupied: dict[str, list[int]] = {}
         self._seen: dict[str, Float64] = {}
 
     def refresh(self) -> None:
         """Forget what was read: time has moved on."""
         self._seen.clear()
+        self._occupied.clear()
 
     def read(self, quantity: str) -> Float64:
         """One quantity over its lanes or edges.
@@ -75,10 +86,27 @@ class Sensors:
             [E].
         """
         seen = self._seen.get(quantity)
-        if seen is None:
-            getter, ids = self._table[quantity]
-            seen = self._seen[quantity] = np.fromiter(map(getter, ids), np.float64, len(ids))
+        if seen is not None:
+            return seen
+        if quantity in self._counted:
+            getter, ids = self._counted[quantity]
+            seen = np.fromiter(map(getter, ids), np.float64, len(ids))
+        else:
+            getter, ids, counts, empty = self._of_vehicles[quantity]
+            seen = empty.copy()
+            for place in self.occupied(counts):
+                seen[place] = getter(ids[place])
+        self._seen[quantity] = seen
         return seen
+
+    def occupied(self, counts: str = "vehicles") -> list[int]:
+        """Positions of the lanes or edges with vehicles, as `counts` (vehicles, out_vehicles or up_vehicles)
+        says.
+        """
+        places = self._occupied.get(counts)
+        if places is None:
+            places = self._occupied[counts] = np.flatnonzero(self.read(counts)).tolist()
+        return places
 
     def lane_delay(self) -> Float64:
         """[A] vehicles x (1 - speed/limit): vehicle-seconds lost per second."""

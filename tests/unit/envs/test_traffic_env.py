@@ -140,6 +140,36 @@ def run_fixed_actions(env: TrafficEnv) -> tuple[np.ndarray, float]:
     return np.array([s.groups["shared"].reward for s in steps]), steps[-1].episodes[0].metrics["return"]
 
 
+@pytest.mark.parametrize("name", ["cologne3", "ingolstadt7"])
+def test_what_sumo_is_not_asked_for_is_what_it_would_say(make: Maker, name: str) -> None:
+    env = make(window(name, 40, sensing_m=200.0))
+    step = env.reset()
+    rng = np.random.default_rng(0)
+    lane, edge, sensors = env._simulation.api.lane, env._simulation.api.edge, env._sensors
+    asked = {
+        "vehicles": (lane.getLastStepVehicleNumber, sensors.lanes),
+        "halting": (lane.getLastStepHaltingNumber, sensors.lanes),
+        "waiting": (lane.getWaitingTime, sensors.lanes),
+        "speed": (lane.getLastStepMeanSpeed, sensors.lanes),
+        "vehicle_length": (lane.getLastStepLength, sensors.lanes),
+        "out_vehicles": (lane.getLastStepVehicleNumber, sensors.out_lanes),
+        "out_halting": (lane.getLastStepHaltingNumber, sensors.out_lanes),
+        "up_vehicles": (edge.getLastStepVehicleNumber, sensors.up_edges),
+        "up_halting": (edge.getLastStepHaltingNumber, sensors.up_edges),
+        "up_speed": (edge.getLastStepMeanSpeed, sensors.up_edges),
+        "pending": (lambda e: len(edge.getPendingVehicles(e)), sensors.edges),
+        "up_pending": (lambda e: len(edge.getPendingVehicles(e)), sensors.up_edges),
+    }
+    seen = dict.fromkeys(asked, 0.0)
+    for _ in range(30):
+        for quantity, (getter, ids) in asked.items():
+            values = sensors.read(quantity)
+            seen[quantity] = max(seen[quantity], values.max(initial=0.0))
+            np.testing.assert_allclose(values, [getter(i) for i in ids], rtol=1e-12, err_msg=quantity)
+        step = env.step(legal_actions(step, rng))
+    assert all(seen[quantity] > 0.0 for quantity in ("vehicles", "halting", "waiting", "up_vehicles"))
+
+
 def test_delay_reward_counts_lost_vehicle_seconds(make: Maker) -> None:
     keys = {
         "reward": "delay",
