@@ -230,7 +230,8 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
     for episode in range(items // (SLOTS * EPISODE_STEPS) + 1):
         for shard in shards.values():
             trajectory = fragment(rng, episode, EPISODE_STEPS // RAY_SHARDS)
-            ray.get(shard.insert.remote(pack_fragment(Fragment((trajectory,), (), trajectory.env_steps))))
+            message = pack_fragment(Fragment((trajectory,), (), trajectory.env_steps))
+            ray.get(shard.insert.remote(message, ("writer", 0), episode))
     replay = RemoteReplay(recipe, "shared", make_pacing(recipe, spec, SLOTS), seed=0)
     replay.use(shards)
     return replay

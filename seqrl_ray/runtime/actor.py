@@ -51,6 +51,9 @@ class RolloutActor:
         self.recipe, self.index = recipe, index
         self.rollout = rollout(recipe, index, incarnation)
         self.have: dict[str, tuple[int, int]] = {}
+        self._source = (f"actor-{index}", incarnation)
+        self._shard: Any = None
+        self._sent_here = 0  # fragments sent to this shard
         self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
         self._pull: Any = None
         self._pulled_at = -math.inf
@@ -86,6 +89,8 @@ class RolloutActor:
         until = time.monotonic() + seconds
         if board != self._board:  # what was asked of an earlier board may never be answered
             self._board, self._pull, self._pulled_at = board, None, -math.inf
+        if shard != self._shard:
+            self._shard, self._sent_here = shard, 0
         if not self.have:
             self._await_weights(board, report, until)
             if not self.have:
@@ -98,7 +103,9 @@ class RolloutActor:
             fragment = self.rollout.fragment()
             report.env_steps += fragment.env_steps
             report.episodes.extend(fragment.episodes)
-            self._sent.append((shard.insert.remote(pack_fragment(fragment)), fragment.env_steps))
+            call = shard.insert.remote(pack_fragment(fragment), self._source, self._sent_here)
+            self._sent_here += 1
+            self._sent.append((call, fragment.env_steps))
         return report
 
     def _await_weights(self, board: Any, report: ActorReport, until: float) -> None:

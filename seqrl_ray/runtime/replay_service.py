@@ -17,6 +17,7 @@ Dims: M items drawn from one shard.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -146,7 +147,10 @@ class ShardServer:
         self._heard = dict.fromkeys(groups, 0)  # of the items inserted here, those the learner knows of
         self._moved = asyncio.Condition()
         self._saving = asyncio.Lock()
-        self._inserting: list[object] = []  # inserts that wait or run, in order of arrival
+        self._inserting: list[object] = []  # inserts that wait or run, in order
+        self._next: dict[
+            tuple[str, int], float
+        ] = {}  # source -> number of the fragment that may queue up next
         if folder is not None and state is not None:
             for policy_id, shard in self.shards.items():
                 restore([shard_folder(folder, policy_id, index)], [shard])
@@ -166,18 +170,33 @@ class ShardServer:
         """Close a dead actor's open streams."""
         for shard in self.shards.values():
             shard.writer_gone(writer)
+        async with self._moved:
+            for source in self._next:
+                if source[0] == writer:
+                    self._next[source] = math.inf  # what an insert of its waits for will never come
+            self._moved.notify_all()
 
-    async def insert(self, message: Any) -> int:
+    async def insert(self, message: Any, source: tuple[str, int], number: int) -> int:
         """Store a fragment once pacing lets it in; return the env steps this shard has taken so far.
 
-        Fragments are stored in order of arrival: one that overtook an earlier one of its stream would make
-        the earlier one's rows look like duplicates.
+        Ray may start calls of one caller out of order in an actor that runs several at once, most often where
+        a message is too large to travel inline. A fragment that overtook an earlier one of its stream would
+        make the earlier one's rows look like duplicates: so it waits for the earlier one.
+
+        Args:
+            message: a packed Fragment.
+            source: writer and its incarnation.
+            number: how many fragments this source has sent here before.
         """
         fragment: Fragment = unpack(message)
         policies = {t.policy_id for t in fragment.trajectories}
         turn = object()
-        self._inserting.append(turn)
         async with self._moved:
+            while number > self._next.setdefault(source, 0):
+                await self._moved.wait()
+            self._inserting.append(turn)
+            self._next[source] = max(self._next[source], number + 1)
+            self._moved.notify_all()
             try:
                 while self._inserting[0] is not turn or not all(self._may_insert(p) for p in policies):
                     await self._moved.wait()

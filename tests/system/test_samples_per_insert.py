@@ -21,10 +21,14 @@ def test_samples_per_insert_is_within_one_percent_over_the_run(ray_here, tmp_pat
     overrides = ("stop.env_steps=45000", "learner.report_every_s=0.5", "replay.samples_per_insert=4.0")
     train(tmp_path / "run", *overrides, *WIRINGS[wiring])
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    reports = [r for r in rows if r["kind"] == "report"]
+    for what in ("duplicate_rows", "refused_rows"):  # no fragment came out of order
+        assert sum(v for r in reports for k, v in r.items() if k.endswith(what)) == 0
+    assert any(k.endswith("duplicate_rows") for k in reports[-1])
     judged = [
         (r["shared/pacing_inserted"], abs(r["samples_per_insert"] / 4.0 - 1.0))
-        for r in rows
-        if r["kind"] == "report" and r["shared/pacing_inserted"] >= 20_000
+        for r in reports
+        if r["shared/pacing_inserted"] >= 20_000
     ]
     assert len(judged) >= 3, "too few rows to judge"
     worst = max(error for _, error in judged)

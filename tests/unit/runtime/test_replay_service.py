@@ -26,8 +26,16 @@ def settle(world, replay):
     replay.settle([call for call in replay.calls() if call.done()])
 
 
+def inserting(shard, writer, offset, steps, *, number=None, incarnation=0, **kwargs):
+    """The call that inserts a fragment; as the next of its source unless `number` is given."""
+    source = (writer, incarnation)
+    number = shard.server._next.get(source, 0) if number is None else number
+    message = pack_fragment(fragment(writer, offset, steps, incarnation=incarnation, **kwargs))
+    return shard.insert.remote(message, source, number)
+
+
 def insert(world, shard, *args, **kwargs):
-    return world.get(shard.insert.remote(pack_fragment(fragment(*args, **kwargs))))
+    return world.get(inserting(shard, *args, **kwargs))
 
 
 def request(**changes):
@@ -162,14 +170,38 @@ def test_duplicates_and_dead_writers_are_not_counted(world):
     assert (shard.server.counted.env_steps, shard.server.counted.agent_steps) == (5, 5)
 
 
+def test_a_fragment_that_overtook_another_waits_for_it(world):
+    shard = world.shard(recipe_of())
+    late = inserting(shard, "actor-0", 10, 5, number=2)
+    middle = inserting(shard, "actor-0", 5, 5, number=1)
+    world.turn()
+    assert not late.done()
+    assert not middle.done()
+    assert insert(world, shard, "actor-1", 0, 5, number=0) == 5  # others need not wait for it
+    assert insert(world, shard, "actor-0", 0, 5, number=0) == 10
+    world.turn()
+    assert (middle.result(), late.result()) == (15, 20)
+    stats = shard.server.shards["shared"].stats()
+    assert (stats.duplicate_rows, stats.rows) == (0, 20)
+
+
+def test_fragments_of_a_dead_writer_wait_for_nothing(world):
+    shard = world.shard(recipe_of())
+    late = inserting(shard, "actor-0", 5, 5, number=1)
+    world.turn()
+    assert not late.done()
+    world.get(shard.writer_gone.remote("actor-0"))
+    world.turn()
+    assert late.done()
+    assert insert(world, shard, "actor-0", 0, 5, incarnation=1) == shard.server.counted.env_steps
+
+
 def test_a_policy_that_does_not_learn_never_waits_and_is_heard(world):
     recipe = recipe_of("replay.shards=2")
     shards = [world.shard(recipe, i, unpaced=["shared"]) for i in range(2)]
     replay = replay_over(world, recipe, shards, paced=False)
     for n in range(20):
-        calls = [
-            s.insert.remote(pack_fragment(fragment(f"actor-{i}", n * 50, 50))) for i, s in enumerate(shards)
-        ]
+        calls = [inserting(s, f"actor-{i}", n * 50, 50) for i, s in enumerate(shards)]
         world.turn()
         assert all(call.done() for call in calls)
         replay.listen(0.5, 0)
