@@ -1,7 +1,7 @@
 """What the traffic recipes promise, on final policies and held-out seeds. Minutes per seed; a line is printed
 for each.
 
-`pytest -m learning tests/learning/test_traffic.py -s`
+`pytest -m learning tests/learning/test_traffic_learns.py -s`
 """
 
 from __future__ import annotations
