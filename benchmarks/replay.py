@@ -39,6 +39,8 @@ ALPHA, BETA = 0.6, 0.4
 SLOTS, EPISODE_STEPS = 64, 200
 SHAPES = ((1, 32), (16, 32), (1, 256), (1, 2_048))
 RAY_SHARDS = 2
+PREFETCH = 4
+"""Draws asked for ahead by the learner; from 4 on, two and more in one call."""
 RAY_SHAPES = ((16, 32), (32, 32), (32, 256))
 """Through Ray a draw is split over the shards: 32 x 32 is 512 items per call."""
 
@@ -219,6 +221,7 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
             f"replay.shards={RAY_SHARDS}",
             f"learner.updates_per_call={updates}",
             f"learner.batch_size={batch}",
+            f"learner.prefetch={PREFETCH}",
         ],
     )
     unpaced = recipe.replay.model_copy(update={"samples_per_insert": None})
@@ -247,7 +250,7 @@ def through_ray(items: int, repeats: int) -> dict[str, Any]:
     )
     try:
         buffer = rllib_buffer(items, rng)
-        figures: dict[str, Any] = {"shards": RAY_SHARDS}
+        figures: dict[str, Any] = {"shards": RAY_SHARDS, "prefetch": PREFETCH}
         for updates, batch in RAY_SHAPES:
             replay = remote_replay(items, updates, batch, rng)
             priorities = rng.random((updates, batch))

@@ -30,6 +30,8 @@ EQUAL = (8, 16)
 """(environments, vector steps per fragment) of the comparison at equal environments."""
 OURS = ((64, 4), (64, 16), (256, 4))
 """Where our best is looked for, besides."""
+WIRED = (64, 16)
+"""Where our two wirings are compared."""
 PEERS = (8, 32, 64)
 FIRST_INTENSITY = 16.0
 """One update of 32 per environment step, were it not for the steps that RLlib samples on top."""
@@ -39,15 +41,17 @@ PER = ("replay.sampler=prioritised", "replay.alpha=0.6", "replay.beta_start=0.4"
 
 
 class Ours:
-    """A whole colocated session: supervisor here, learner, rollout actor and weight board in processes."""
+    """A whole session: supervisor here, learner, rollout actor, weight board (and shard) in processes."""
 
-    def __init__(self, compiled: bool, envs: int, fragment_steps: int, root: Path) -> None:
+    def __init__(
+        self, compiled: bool, envs: int, fragment_steps: int, root: Path, wiring: str = "colocated"
+    ) -> None:
         overrides = (
             "algorithm.name=double_dqn",
             f"learner.compile={'on' if compiled else 'off'}",
             "learner.threads=1",
             "learner.device=cpu",
-            "replay.wiring=colocated",
+            f"replay.wiring={wiring}",
             f"actors.envs_per_actor={envs}",
             f"actors.fragment_steps={fragment_steps}",
         )
@@ -160,14 +164,7 @@ def _compare(root: Path, repeats: int, seconds: float, quick: bool) -> dict[str,
     contestants: dict[str, Any] = {f"rllib_{EQUAL[0]}": RLlib(EQUAL[0], seconds)}
     if peer_best != EQUAL[0]:
         contestants[f"rllib_{peer_best}"] = RLlib(peer_best, seconds)
-    for kind, compiled in (("eager", False), ("compiled", True)):
-        shapes = [EQUAL]
-        if not quick:
-            candidates = {s: lambda s=s, c=compiled: Ours(c, *s, root / "look") for s in (EQUAL, *OURS)}
-            shapes = list(dict.fromkeys([EQUAL, _look(candidates, kind, looked)]))
-        for envs, fragment in shapes:
-            name = f"{kind}_{envs}x{fragment}"
-            contestants[name] = Ours(compiled, envs, fragment, root / name)
+    contestants.update(_ours(root, quick, looked))
     done = alternate(contestants, repeats, seconds)
     found: dict[str, Any] = {
         "contestants": {n: figures(s) for n, s in done.items()},
@@ -176,16 +173,38 @@ def _compare(root: Path, repeats: int, seconds: float, quick: bool) -> dict[str,
     }
     peers = [name for name in contestants if name.startswith("rllib")]
     for kind in ("eager", "compiled"):
-        own = [name for name in contestants if name.startswith(kind)]
+        own = [name for name in contestants if name.startswith(kind) and "service" not in name]
         pairs = {f"at_{EQUAL[0]}": (own[0], peers[0]), "best": (best(own, done), best(peers, done))}
         for where, (mine, peer) in pairs.items():
             found["ratios"][f"{kind}_{where}"] = {"of": [mine, peer], **ratios(done[mine], done[peer])}
+        if not quick:
+            pair = [_named(kind, WIRED, "colocated"), _named(kind, WIRED, "service")]
+            found["ratios"][f"{kind}_wirings"] = {"of": pair, **ratios(*(done[name] for name in pair))}
     found["compile_s"] = {
         n: round(c.compile_s, 2) for n, c in contestants.items() if n.startswith("compiled")
     }
     for contestant in contestants.values():
         contestant.close()
     return found
+
+
+def _ours(root: Path, quick: bool, looked: dict[str, float]) -> dict[str, Ours]:
+    """Start ours: at 8 environments, at its best, and (unless `quick`) where the wirings are compared."""
+    made: dict[str, Ours] = {}
+    for kind, compiled in (("eager", False), ("compiled", True)):
+        places = [(EQUAL, "colocated")]
+        if not quick:
+            candidates = {s: lambda s=s, c=compiled: Ours(c, *s, root / "look") for s in (EQUAL, *OURS)}
+            places.append((_look(candidates, kind, looked), "colocated"))
+            places += [(WIRED, "colocated"), (WIRED, "service")]
+        for shape, wiring in dict.fromkeys(places):
+            name = _named(kind, shape, wiring)
+            made[name] = Ours(compiled, *shape, root / name, wiring)
+    return made
+
+
+def _named(kind: str, shape: tuple[int, int], wiring: str) -> str:
+    return f"{kind}_{shape[0]}x{shape[1]}{'' if wiring == 'colocated' else f'_{wiring}'}"
 
 
 def _look(candidates: dict[Any, Any], side: str, looked: dict[str, float]) -> Any:
