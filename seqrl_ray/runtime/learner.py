@@ -23,6 +23,7 @@ from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import Finished, make_trainer
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start
+from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
 from seqrl_ray.types import Fragment, GroupSpec, Weights
 
@@ -206,9 +207,7 @@ class ColocatedLearner:
             self.trainer.load(resume)
         learner.epoch += epoch
         self.restored = {"env_steps": self.trainer.counters.env_steps, "updates": learner.updates}
-        self.board: Any = None
-        self._published_at = 0.0
-        self._publishing: Any = None
+        self.publisher = Publisher(recipe.learner.publish_every_s)
         self.source.offer(learner.all_weights(self.trainer.progress))
 
     def pid(self) -> int:
@@ -228,8 +227,7 @@ class ColocatedLearner:
                 for shard in self.trainer.shards.values():
                     shard.writer_gone(f"actor-{index}")
             self.source.add(index, actor, replacement=replacement)
-        if board != self.board:
-            self.board, self._publishing, self._published_at = board, None, 0.0
+        self.publisher.use(board)
         until = time.monotonic() + seconds
         board_lost = False
         compiling = self.trainer.learner.compiling
@@ -242,10 +240,9 @@ class ColocatedLearner:
             self.trainer.turn()
             if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
                 compiling.consider(self.trainer.progress)
-            board_lost = board_lost or self._publish()
+            board_lost = board_lost or self.publisher.publish(self._weights)
         if self.trainer.done:
-            self._published_at = 0.0
-            board_lost = board_lost or self._publish()
+            board_lost = board_lost or self.publisher.publish(self._weights, now=True)
         lost, self.source.lost = self.source.lost, []
         back, self.source.back = self.source.back, []
         return LearnerReport(
@@ -260,27 +257,12 @@ class ColocatedLearner:
             done=self.trainer.done,
         )
 
-    def _publish(self) -> bool:
-        """Send weights to the board when it is time; never waits. Returns True if the board is gone."""
-        if self._publishing is not None:
-            ready, _ = ray.wait([self._publishing], timeout=0)
-            if not ready:
-                return False
-            call, self._publishing = self._publishing, None
-            try:
-                ray.get(call)
-            except RayActorError:
-                return True
-        if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
-            self._published_at = time.monotonic()
-            self._publishing = self.board.publish.remote(
-                self.trainer.learner.all_weights(self.trainer.progress)
-            )
-        return False
+    def _weights(self) -> dict[str, Weights]:
+        return self.trainer.learner.all_weights(self.trainer.progress)
 
     def publish_to(self, board: Any) -> None:
         """Fill a new board."""
-        ray.get(board.publish.remote(self.trainer.learner.all_weights(self.trainer.progress)))
+        ray.get(board.publish.remote(self._weights()))
 
     def settle(self) -> None:
         """Take the fragments on their way and learn from them, asking for no more."""
@@ -288,7 +270,7 @@ class ColocatedLearner:
             for actor, fragment in self.source.take():
                 self.trainer.insert(actor, fragment)
                 self.trainer.learn()
-        self.source.offer(self.trainer.learner.all_weights(self.trainer.progress))
+        self.source.offer(self._weights())
 
     def save(self, root: Path, trees: Mapping[str, Any], wait: bool) -> None:
         """Write a checkpoint; learner and replay are one unit here, so both are of the same moment."""

@@ -18,7 +18,8 @@ from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import make_pacing, pacing_row
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.remote_replay import GONE, RemoteReplay
-from seqrl_ray.types import GroupSpec, SampleSpec
+from seqrl_ray.runtime.weight_board import Publisher
+from seqrl_ray.types import GroupSpec, SampleSpec, Weights
 
 LEARNER = 1_000_000
 """Keys the learner's own stream of draws apart from the shards'."""
@@ -70,9 +71,7 @@ class ServiceLearner:
                 pacing.restore(saved["pacing"][policy_id])
             seed = stream_seed(recipe, SHARDS, LEARNER, place)
             self.replays[policy_id] = RemoteReplay(recipe, policy_id, pacing, seed, epoch=self.learner.epoch)
-        self.board: Any = None
-        self._published_at = 0.0
-        self._publishing: Any = None
+        self.publisher = Publisher(recipe.learner.publish_every_s)
         self._held: dict[str, Any] = {}
 
     def specs(self) -> dict[str, SampleSpec]:
@@ -109,8 +108,7 @@ class ServiceLearner:
         """
         for replay in self.replays.values():
             replay.use(shards)
-        if board != self.board:
-            self.board, self._publishing, self._published_at = board, None, 0.0
+        self.publisher.use(board)
         until = time.monotonic() + seconds
         known_lost = self._lost()
         board_lost = False
@@ -121,10 +119,9 @@ class ServiceLearner:
             self._turn()
             if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
                 compiling.consider(self.progress)
-            board_lost = board_lost or self._publish()
+            board_lost = board_lost or self.publisher.publish(self._weights)
         if self.done:
-            self._published_at = 0.0
-            board_lost = board_lost or self._publish()
+            board_lost = board_lost or self.publisher.publish(self._weights, now=True)
         lost, notes = sorted(self._lost()), compiling.take_notes()
         steps: dict[int, int] = {}
         for replay in self.replays.values():
@@ -156,26 +153,13 @@ class ServiceLearner:
                 priorities = self.learner.update(policy_id, batch, self.progress)
                 replay.write_back(batch.ids, priorities)
 
-    def _publish(self) -> bool:
-        """Send weights to the board when it is time; never waits. Returns True if the board is gone."""
-        if self._publishing is not None:
-            ready, _ = ray.wait([self._publishing], timeout=0)
-            if not ready:
-                return False
-            call, self._publishing = self._publishing, None
-            try:
-                ray.get(call)
-            except GONE:
-                return True
-        if time.monotonic() - self._published_at >= self.recipe.learner.publish_every_s:
-            self._published_at = time.monotonic()
-            self._publishing = self.board.publish.remote(self.learner.all_weights(self.progress))
-        return False
+    def _weights(self) -> dict[str, Weights]:
+        return self.learner.all_weights(self.progress)
 
     def publish_to(self, board: Any) -> bool:
         """Fill a new board. Returns False if it is dead already."""
         try:
-            ray.get(board.publish.remote(self.learner.all_weights(self.progress)))
+            ray.get(board.publish.remote(self._weights()))
         except GONE:
             return False
         return True

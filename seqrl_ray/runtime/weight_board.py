@@ -6,9 +6,14 @@ may be restarted empty at any time: the learner publishes again.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError
 
 from seqrl_ray.runtime.wire import pack
 from seqrl_ray.types import Weights
@@ -48,3 +53,36 @@ class WeightBoard:
     def pid(self) -> int:
         """Process id, for kill tests and for people."""
         return os.getpid()
+
+
+class Publisher:
+    """A learner's side of the board: sends weights when it is time, and never waits for it."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.board: Any = None
+        self._call: Any = None
+        self._sent_at = -math.inf
+
+    def use(self, board: Any) -> None:
+        """Send to this board from now on; a new one is sent weights at once."""
+        if board != self.board:
+            self.board, self._call, self._sent_at = board, None, -math.inf
+
+    def publish(self, weights: Callable[[], Mapping[str, Weights]], *, now: bool = False) -> bool:
+        """Send `weights()` if it is time (or `now`) and the last ones have arrived. Returns True if the board
+        is gone.
+        """
+        if self._call is not None:
+            ready, _ = ray.wait([self._call], timeout=0)
+            if not ready:
+                return False
+            call, self._call = self._call, None
+            try:
+                ray.get(call)
+            except (RayActorError, ObjectLostError):
+                return True
+        if now or time.monotonic() - self._sent_at >= self.every_s:
+            self._sent_at = time.monotonic()
+            self._call = self.board.publish.remote(weights())
+        return False
