@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqrl_ray.errors import RecipeError, SeqrlError, did_you_mean
+from seqrl_ray.errors import RecipeError, WorkerError, did_you_mean
 
 NAMES = ("replay", "throughput", "traffic_env")
 
@@ -23,7 +23,7 @@ def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:
     """Run `benchmarks/<name>.py` in a process of its own and return the JSON it prints last.
 
     Raises: RecipeError: no such benchmark, no checkout here, a peer is missing, or its arguments are wrong.
-        SeqrlError: it failed; its own words are on stderr.
+        WorkerError: it failed; its own words are on stderr.
     """
     if name not in NAMES:
         raise RecipeError(
@@ -47,7 +47,7 @@ def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:
     if done.returncode == RecipeError.exit_code:
         raise RecipeError(f"benchmarks/{name}.py would not start; the reason is printed above.")
     if done.returncode:
-        raise SeqrlError(f"benchmarks/{name}.py failed with exit code {done.returncode}, see above.")
+        raise WorkerError(f"benchmarks/{name}.py failed with exit code {done.returncode}, see above.")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -80,6 +80,12 @@ class GymEnv:
         make = _maker(settings, folder)
         self._envs = [make() for _ in range(num_envs)]
         first = self._envs[0]
+        lacks = [name for name in ("observation_space", "action_space") if not hasattr(first, name)]
+        if lacks:
+            raise EnvError(
+                f"env.id={settings.id!r} gives a {type(first).__name__} without {', '.join(lacks)}: nothing "
+                "can be sized for it. Set what is missing in the class or its __init__."
+            )
         space, self._mask_in_obs = split_mask(first.observation_space, settings.mask_key)
         codec = obs_codec(space, settings.id)
         self._encode = codec.encode

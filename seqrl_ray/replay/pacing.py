@@ -186,7 +186,7 @@ class Pacing:
         band = least if band_items is None else band_items
         if band < least * (1.0 - 1e-12):
             raise RecipeError(
-                f"band_items={band:g} is smaller than half of one draw ({draw} samples = "
+                f"replay.band_items={band:g} is smaller than half of one draw ({draw} samples = "
                 f"{draw / samples_per_insert:g} items) and one burst ({self.burst_items} items): deadlock, "
                 f"inserts wait for a draw that waits for inserts. Set replay.band_items to {least:g} or "
                 "more, or draw fewer minibatches at once."

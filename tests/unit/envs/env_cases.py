@@ -134,3 +134,13 @@ class Unblind(Scripted):
     def step(self, actions):
         result = super().step(actions)
         return ({}, *result[1:])
+
+
+class NoSpaces(gymnasium.Env):
+    """A user's first try: it steps, but says nothing about its spaces."""
+
+    def reset(self, *, seed=None, options=None):
+        return 0.0, {}
+
+    def step(self, action):
+        return 0.0, 0.0, False, False, {}

@@ -264,3 +264,8 @@ def test_closing_twice_is_fine():
     env = make("CartPole-v1")
     env.close()
     env.close()
+
+
+def test_a_class_without_spaces_is_told_what_it_lacks():
+    with pytest.raises(EnvError, match="NoSpaces without observation_space, action_space"):
+        make("NoSpaces")
