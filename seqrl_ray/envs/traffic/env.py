@@ -29,6 +29,7 @@ from seqrl_ray.envs.traffic.rewards import Rewards
 from seqrl_ray.envs.traffic.safety import Command, SafetyLayer
 from seqrl_ray.envs.traffic.sensors import Sensors
 from seqrl_ray.envs.traffic.simulation import Simulation, episode_of
+from seqrl_ray.envs.traffic.step_arrays import StepArrays
 from seqrl_ray.envs.traffic.sumo_rl_plugin import DistrictView, ObservationPlugin, load
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import PolicySettings
@@ -141,7 +142,7 @@ class TrafficEnv:
             for policy, group in self._groups.items()
         }
         self._blank = {policy: blank_rows(group) for policy, group in self._groups.items()}
-        self._constants = {policy: _Constants(group) for policy, group in self._groups.items()}
+        self._constants = {policy: StepArrays(group) for policy, group in self._groups.items()}
         self._widest = {
             policy: max(slot.obs_size for slot in group.slots) for policy, group in self._groups.items()
         }
@@ -336,16 +337,21 @@ class TrafficEnv:
         return wish
 
     def _observe(self) -> dict[str, Array]:
-        rows = {policy: blank.copy() for policy, blank in self._blank.items()}
         if self._plugin is not None:
+            rows = {policy: blank.copy() for policy, blank in self._blank.items()}
             vectors = self._plugin()
             for policy, members in self._members.items():
                 for row, n in enumerate(members):
                     rows[policy][row, : len(vectors[n])] = vectors[n]
             return rows
         pool = self._observer.pool()
+        rows = {}
         for policy, places in self._places.items():
-            rows[policy][:, : self._widest[policy]] = pool[places]  # [S, D]
+            own, blank = pool[places], self._blank[policy]  # [S, widest], [S, D]
+            if own.shape != blank.shape:  # an agent's one-hot stands behind its own features
+                own, read = blank.copy(), own
+                own[:, : read.shape[1]] = read
+            rows[policy] = own
         return rows
 
     def _first_step(self, policy: str, observations: Mapping[str, Array]) -> Step:
@@ -374,22 +380,16 @@ class TrafficEnv:
             reward=reward,
             terminated=k.no,
             active=k.yes,
-            episode_id=np.full(len(k.no), self._index, np.int64),
+            episode_id=k.episode(self._index),
             final_slots=k.nobody,
             final_obs=k.nothing,
-            legal=self._safety.legal[self._members[policy], : self._groups[policy].action.n],
+            legal=self._legal(policy),
             **flags,
         )
 
-
-class _Constants:
-    """Arrays of a group's steps that never change; read-only, because every step hands out the same ones."""
-
-    def __init__(self, group: GroupSpec) -> None:
-        size = len(group.slots)
-        self.yes, self.no = np.ones(size, bool), np.zeros(size, bool)
-        self.zeros = np.zeros(size, np.float32)
-        self.nobody = np.zeros(0, np.int64)
-        self.nothing = np.zeros((0, *group.obs.shape), group.obs.dtype)
-        for array in (self.yes, self.no, self.zeros, self.nobody, self.nothing):
-            array.flags.writeable = False
+    def _legal(self, policy: str) -> BoolArray:
+        """[S, A] what the signals of a policy may be asked now."""
+        legal, members = self._safety.legal, self._members[policy]
+        if legal.shape == (len(members), self._groups[policy].action.n):
+            return legal  # all signals, in their order
+        return legal[members, : self._groups[policy].action.n]

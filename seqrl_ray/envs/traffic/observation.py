@@ -73,12 +73,16 @@ class Observer:
             for n in range(n_signals)
         ]
         """[N] arrays: where each signal's own features stand in the pool."""
+        self._slices = [slice(a, b) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
         self.padding = int(starts[-1])
         """The place of the pool that holds 0."""
+        self._pool = np.zeros(self.padding + 1, np.float32)
 
     def pool(self) -> FloatArray:
-        """[F] float32, the current second's scaled numbers; the last one is 0."""
-        return np.concatenate([*(block() for block in self._blocks), _ZERO]).astype(np.float32)
+        """[F] float32, the current second's scaled numbers until the next call; the last one is 0."""
+        for place, block in zip(self._slices, self._blocks, strict=True):
+            self._pool[place] = block()
+        return self._pool
 
     def group_places(self, members: Sequence[int], width: int) -> IntArray:
         """[S, width] places of some signals' observations, padded on the right."""
@@ -141,9 +145,6 @@ class Observer:
             np.concatenate([phases[n], [bit + n], density + lanes[n], density + a + lanes[n]])
             for n in range(len(phases))
         ]
-
-
-_ZERO = np.zeros(1)
 
 
 def _adjacent(network: Network) -> list[IntArray]:
