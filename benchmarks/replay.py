@@ -39,10 +39,10 @@ ALPHA, BETA = 0.6, 0.4
 SLOTS, EPISODE_STEPS = 64, 200
 SHAPES = ((1, 32), (16, 32), (1, 256), (1, 2_048))
 RAY_SHARDS = 2
-PREFETCH = 4
-"""Draws asked for ahead by the learner; from 4 on, two and more in one call."""
-RAY_SHAPES = ((16, 32), (32, 32), (32, 256))
-"""Through Ray a draw is split over the shards: 32 x 32 is 512 items per call."""
+RAY_CASES = ((16, 32, 2), (16, 32, 4), (32, 32, 2), (32, 32, 4), (32, 256, 2))
+"""Updates, batch, `learner.prefetch` (2 is the default; with 4, two draws share a call). Through Ray a draw
+is split over the shards: 32 x 32 is 512 items per call, and so is 16 x 32 with two draws in it.
+"""
 
 
 def fragment(rng: np.random.Generator, episode: int, steps: int = EPISODE_STEPS) -> Trajectory:
@@ -119,20 +119,29 @@ def peer(items: int, rng: np.random.Generator) -> Any:
     return buffer
 
 
-def per_call_s(call: Callable[[], object], calls: int) -> float:
-    """Mean seconds of a call."""
+def nothing() -> None:
+    """Leave nothing to finish."""
+
+
+def per_call_s(call: Callable[[], object], calls: int, finish: Callable[[], object] = nothing) -> float:
+    """Mean seconds of a call; `finish` waits for work that the calls have begun, in the same time."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
+    finish()
     return (time.perf_counter() - start) / calls
 
 
 def compare(
-    mine: Callable[[], None], other: Callable[[], None], repeats: int, peer: str = "cpprb"
+    mine: Callable[[], None],
+    other: Callable[[], None],
+    repeats: int,
+    peer: str = "cpprb",
+    finish: Callable[[], None] = nothing,
 ) -> dict[str, float]:
     """Time both in turn. `ratio` > 1: ours is faster."""
     calls = max(20, int(0.1 / per_call_s(other, 20)))
-    pairs = [(per_call_s(mine, calls), per_call_s(other, calls)) for _ in range(repeats)]
+    pairs = [(per_call_s(mine, calls, finish), per_call_s(other, calls)) for _ in range(repeats)]
     return {
         "ours_ms": round(1e3 * statistics.median(a for a, _ in pairs), 4),
         f"{peer}_ms": round(1e3 * statistics.median(b for _, b in pairs), 4),
@@ -201,7 +210,7 @@ def rllib_buffer(items: int, rng: np.random.Generator) -> Any:
     return buffer
 
 
-def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator) -> Any:
+def remote_replay(items: int, updates: int, batch: int, prefetch: int, rng: np.random.Generator) -> Any:
     """Start shard actors as a service run does, fill them, and return the learner's view of them."""
     import ray
 
@@ -221,7 +230,7 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
             f"replay.shards={RAY_SHARDS}",
             f"learner.updates_per_call={updates}",
             f"learner.batch_size={batch}",
-            f"learner.prefetch={PREFETCH}",
+            f"learner.prefetch={prefetch}",
         ],
     )
     unpaced = recipe.replay.model_copy(update={"samples_per_insert": None})
@@ -234,7 +243,7 @@ def remote_replay(items: int, updates: int, batch: int, rng: np.random.Generator
         for shard in shards.values():
             trajectory = fragment(rng, episode, EPISODE_STEPS // RAY_SHARDS)
             message = pack_fragment(Fragment((trajectory,), (), trajectory.env_steps))
-            ray.get(shard.insert.remote(message, ("writer", 0), episode))
+            ray.get(shard.insert.remote(message, ("writer", 0, 0), episode))
     replay = RemoteReplay(recipe, "shared", make_pacing(recipe, spec, SLOTS), seed=0)
     replay.use(shards)
     return replay
@@ -250,9 +259,9 @@ def through_ray(items: int, repeats: int) -> dict[str, Any]:
     )
     try:
         buffer = rllib_buffer(items, rng)
-        figures: dict[str, Any] = {"shards": RAY_SHARDS, "prefetch": PREFETCH}
-        for updates, batch in RAY_SHAPES:
-            replay = remote_replay(items, updates, batch, rng)
+        figures: dict[str, Any] = {"shards": RAY_SHARDS}
+        for updates, batch, prefetch in RAY_CASES:
+            replay = remote_replay(items, updates, batch, prefetch, rng)
             priorities = rng.random((updates, batch))
 
             def mine(replay: Any = replay, priorities: Any = priorities) -> None:
@@ -263,11 +272,18 @@ def through_ray(items: int, repeats: int) -> dict[str, Any]:
                     replay.pump(BETA, 0)
                 replay.write_back(drawn.ids, priorities)
 
+            def finish(replay: Any = replay) -> None:
+                while calls := replay.calls():
+                    replay.settle(ray.wait(calls, num_returns=len(calls))[0])
+                while replay.next_batch() is not None:
+                    pass
+
             def other(count: int = updates * batch) -> None:
                 buffer.sample(num_items=count, n_step=1, beta=BETA, gamma=0.99)
                 buffer.update_priorities(rng.random(count) + 1e-3)
 
-            figures[f"{updates}x{batch}"] = compare(mine, other, repeats, peer="rllib")
+            name = f"{updates}x{batch}_prefetch{prefetch}"
+            figures[name] = compare(mine, other, repeats, peer="rllib", finish=finish)
             for known in replay.shards.values():
                 ray.kill(known.handle)
         return figures

@@ -1,12 +1,12 @@
 """The `ray` section of `throughput.py`: DQN on CartPole through Ray, ours against RLlib's.
 
 All contestants live in one Ray on this machine and take turns; who is not running sleeps (our colocated
-learner pulls its fragments, RLlib's runner waits for its driver). One update of 32 per environment step is
-wanted of both sides, as counted. RLlib's `training_intensity` does not give it: it is divided by the runners
-plus one, and where episodes end more steps are sampled than were asked for, the more so the more environments
-there are. So it is set anew after every stretch from what that stretch counted; both sides report what they
-counted in all. RLlib's learner runs in this
-process, its default on one machine.
+learner pulls its fragments, RLlib's runner waits for its driver; the actors of our service wiring, which is
+compared with our colocated one only, push until pacing holds them, and are given time for it). One update of
+32 per environment step is wanted of both sides, as counted. RLlib's `training_intensity` does not give it: it
+is divided by the runners plus one, and where episodes end more steps are sampled than were asked for, the
+more so the more environments there are. So it is set anew after every stretch from what that stretch counted;
+both sides report what they counted in all. RLlib's learner runs in this process, its default on one machine.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ EQUAL = (8, 16)
 """(environments, vector steps per fragment) of the comparison at equal environments."""
 OURS = ((64, 4), (64, 16), (256, 4))
 """Where our best is looked for, besides."""
-WIRED = (64, 16)
-"""Where our two wirings are compared."""
+SERVICE = "_service"
+"""Ends the names of contestants in the service wiring."""
 PEERS = (8, 32, 64)
 FIRST_INTENSITY = 16.0
 """One update of 32 per environment step, were it not for the steps that RLlib samples on top."""
@@ -56,6 +56,7 @@ class Ours:
             f"actors.fragment_steps={fragment_steps}",
         )
         recipe = read_recipe("classic/cartpole", [*CARTPOLE, *PER, *overrides])
+        self.rest_s = 0.0 if wiring == "colocated" else 1.5
         self.session = open_session(recipe, root=root, local=True)
         self.row = self.session.advance(0.1).row
         while self.row["updates"] < WARM_UPDATES:
@@ -66,6 +67,7 @@ class Ours:
         before, began = self.row, time.perf_counter()
         self.row = self.session.advance(seconds).row
         took = time.perf_counter() - began
+        time.sleep(self.rest_s)
         steps, updates = (int(self.row[k] - before[k]) for k in ("env_steps", "updates"))
         return Stretch(steps, updates, took)
 
@@ -173,12 +175,12 @@ def _compare(root: Path, repeats: int, seconds: float, quick: bool) -> dict[str,
     }
     peers = [name for name in contestants if name.startswith("rllib")]
     for kind in ("eager", "compiled"):
-        own = [name for name in contestants if name.startswith(kind) and "service" not in name]
+        own = [name for name in contestants if name.startswith(kind) and SERVICE not in name]
         pairs = {f"at_{EQUAL[0]}": (own[0], peers[0]), "best": (best(own, done), best(peers, done))}
         for where, (mine, peer) in pairs.items():
             found["ratios"][f"{kind}_{where}"] = {"of": [mine, peer], **ratios(done[mine], done[peer])}
         if not quick:
-            pair = [_named(kind, WIRED, "colocated"), _named(kind, WIRED, "service")]
+            pair = [own[-1], f"{own[-1]}{SERVICE}"]
             found["ratios"][f"{kind}_wirings"] = {"of": pair, **ratios(*(done[name] for name in pair))}
     found["compile_s"] = {
         n: round(c.compile_s, 2) for n, c in contestants.items() if n.startswith("compiled")
@@ -189,22 +191,18 @@ def _compare(root: Path, repeats: int, seconds: float, quick: bool) -> dict[str,
 
 
 def _ours(root: Path, quick: bool, looked: dict[str, float]) -> dict[str, Ours]:
-    """Start ours: at 8 environments, at its best, and (unless `quick`) where the wirings are compared."""
+    """Start ours: at 8 environments, at its best, and (unless `quick`) there in the service wiring too."""
     made: dict[str, Ours] = {}
     for kind, compiled in (("eager", False), ("compiled", True)):
         places = [(EQUAL, "colocated")]
         if not quick:
             candidates = {s: lambda s=s, c=compiled: Ours(c, *s, root / "look") for s in (EQUAL, *OURS)}
-            places.append((_look(candidates, kind, looked), "colocated"))
-            places += [(WIRED, "colocated"), (WIRED, "service")]
+            shape = _look(candidates, kind, looked)
+            places += [(shape, "colocated"), (shape, "service")]
         for shape, wiring in dict.fromkeys(places):
-            name = _named(kind, shape, wiring)
+            name = f"{kind}_{shape[0]}x{shape[1]}{SERVICE if wiring == 'service' else ''}"
             made[name] = Ours(compiled, *shape, root / name, wiring)
     return made
-
-
-def _named(kind: str, shape: tuple[int, int], wiring: str) -> str:
-    return f"{kind}_{shape[0]}x{shape[1]}{'' if wiring == 'colocated' else f'_{wiring}'}"
 
 
 def _look(candidates: dict[Any, Any], side: str, looked: dict[str, float]) -> Any:

@@ -56,7 +56,10 @@ class ActorsSettings(Settings):
         le=16,
     )
     hang_timeout_s: float = key(
-        120.0, "an actor silent for this long is killed and replaced", unit="s", gt=0.0
+        120.0,
+        "an actor silent for this long is killed and replaced; before its first answer it has a minute more",
+        unit="s",
+        gt=0.0,
     )
     max_restarts_per_10_min: int = key(20, "process deaths the run survives in ten minutes", ge=0)
     cpus: float = key(1.0, "CPUs each actor reserves on a cluster (placement only)", gt=0.0, le=64.0)

@@ -20,6 +20,7 @@ import torch
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.remote_replay import GONE
+from seqrl_ray.runtime.turns import Source
 from seqrl_ray.runtime.wire import pack_fragment, unpack
 from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
 
@@ -51,9 +52,9 @@ class RolloutActor:
         self.recipe, self.index = recipe, index
         self.rollout = rollout(recipe, index, incarnation)
         self.have: dict[str, tuple[int, int]] = {}
-        self._source = (f"actor-{index}", incarnation)
+        self._source: Source = (f"actor-{index}", incarnation, 0)
         self._shard: Any = None
-        self._sent_here = 0  # fragments sent to this shard
+        self._sent_here = 0  # fragments sent as this source
         self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
         self._pull: Any = None
         self._pulled_at = -math.inf
@@ -90,7 +91,7 @@ class RolloutActor:
         if board != self._board:  # what was asked of an earlier board may never be answered
             self._board, self._pull, self._pulled_at = board, None, -math.inf
         if shard != self._shard:
-            self._shard, self._sent_here = shard, 0
+            self._open(shard, report)
         if not self.have:
             self._await_weights(board, report, until)
             if not self.have:
@@ -134,8 +135,15 @@ class RolloutActor:
             report.shard_steps = int(ray.get(call))
         except GONE:
             report.shard_lost = True
-            report.dropped_steps += steps + sum(s for _, s in self._sent)
-            self._sent.clear()
+            report.dropped_steps += steps
+            self._open(self._shard, report)
+
+    def _open(self, shard: Any, report: ActorReport) -> None:
+        """Send to `shard` as a new source; what is on its way may never arrive."""
+        self._shard, self._sent_here = shard, 0
+        self._source = (self._source[0], self._source[1], self._source[2] + 1)
+        report.dropped_steps += sum(steps for _, steps in self._sent)
+        self._sent.clear()
 
     def _look_at(self, board: Any, report: ActorReport) -> None:
         """Take the weights asked for earlier if they are there; ask again when it is time. Never waits."""

@@ -241,14 +241,10 @@ class RemoteReplay:
 
     def next_batch(self) -> Batch | None:
         """Return the oldest draw if all its parts have come."""
-        if not self._draws or self._draws[0].awaited:
+        draw = self._next_whole()
+        if draw is None:
             return None
-        draw = self._draws.pop(0)
         indices = list(draw.parts)
-        missing = draw.items - sum(len(p.ids) for p in draw.parts.values())
-        if missing:  # a shard lost its last item between the snapshot of masses and the draw
-            self.pacing.count_sampled(-draw.items)
-            return None
         return merge(
             [draw.parts[i] for i in indices],
             [draw.share[i] for i in indices],
@@ -258,6 +254,15 @@ class RemoteReplay:
             beta=draw.beta,
             rng=self._rng,
         )
+
+    def _next_whole(self) -> _Draw | None:
+        """Take the oldest draw if all its parts have come; give up those that lack items."""
+        while self._draws and not self._draws[0].awaited:
+            draw = self._draws.pop(0)
+            if sum(len(p.ids) for p in draw.parts.values()) == draw.items:
+                return draw
+            self.pacing.count_sampled(-draw.items)  # a shard lost its last item after it had told its mass
+        return None
 
     def write_back(self, ids: ItemIds, priorities: FloatArray) -> None:
         """Keep priorities for the next request to each shard."""

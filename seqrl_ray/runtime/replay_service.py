@@ -17,7 +17,6 @@ Dims: M items drawn from one shard.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from seqrl_ray.replay.pacing import Pacing
 from seqrl_ray.replay.restore import restore
 from seqrl_ray.replay.sampling import Mass
 from seqrl_ray.replay.shard import ReplayShard
+from seqrl_ray.runtime.turns import Source, Turns
 from seqrl_ray.runtime.wire import pack, unpack
 from seqrl_ray.types import (
     Array,
@@ -148,9 +148,7 @@ class ShardServer:
         self._moved = asyncio.Condition()
         self._saving = asyncio.Lock()
         self._inserting: list[object] = []  # inserts that wait or run, in order
-        self._next: dict[
-            tuple[str, int], float
-        ] = {}  # source -> number of the fragment that may queue up next
+        self._turns = Turns()
         if folder is not None and state is not None:
             for policy_id, shard in self.shards.items():
                 restore([shard_folder(folder, policy_id, index)], [shard])
@@ -166,46 +164,44 @@ class ShardServer:
         """Return (env steps, agent steps) inserted."""
         return self.counted.env_steps, self.counted.agent_steps
 
-    async def writer_gone(self, writer: str) -> None:
-        """Close a dead actor's open streams."""
+    async def writer_gone(self, writer: str, incarnation: int) -> None:
+        """Close a dead actor's open streams; `incarnation` is the one that died."""
         for shard in self.shards.values():
             shard.writer_gone(writer)
         async with self._moved:
-            for source in self._next:
-                if source[0] == writer:
-                    self._next[source] = math.inf  # what an insert of its waits for will never come
+            self._turns.end(writer, incarnation)
             self._moved.notify_all()
 
-    async def insert(self, message: Any, source: tuple[str, int], number: int) -> int:
+    async def insert(self, message: Any, source: Source, number: int) -> int:
         """Store a fragment once pacing lets it in; return the env steps this shard has taken so far.
 
-        Ray may start calls of one caller out of order in an actor that runs several at once, most often where
-        a message is too large to travel inline. A fragment that overtook an earlier one of its stream would
-        make the earlier one's rows look like duplicates: so it waits for the earlier one.
+        A fragment that overtook an earlier one of its stream would make the earlier one's rows look like
+        duplicates: so it waits for the earlier one.
 
         Args:
             message: a packed Fragment.
-            source: writer and its incarnation.
+            source: who sends it; see `seqrl_ray.runtime.turns`.
             number: how many fragments this source has sent here before.
         """
         fragment: Fragment = unpack(message)
         policies = {t.policy_id for t in fragment.trajectories}
         turn = object()
         async with self._moved:
-            while number > self._next.setdefault(source, 0):
+            self._turns.open(source)
+            self._moved.notify_all()  # earlier sources of this writer wait for nothing any more
+            while not self._turns.may_take(source, number):
                 await self._moved.wait()
             self._inserting.append(turn)
-            self._next[source] = max(self._next[source], number + 1)
-            self._moved.notify_all()
+            self._turns.take(source, number)
             try:
                 while self._inserting[0] is not turn or not all(self._may_insert(p) for p in policies):
                     await self._moved.wait()
+                taken = [self._insert(t) for t in fragment.trajectories]
+                if all(taken):
+                    self.counted.env_steps += fragment.env_steps
             finally:
                 self._inserting.remove(turn)
-            taken = [self._insert(t) for t in fragment.trajectories]
-            if all(taken):
-                self.counted.env_steps += fragment.env_steps
-            self._moved.notify_all()
+                self._moved.notify_all()
         return self.counted.env_steps
 
     def _may_insert(self, policy_id: str) -> bool:

@@ -279,7 +279,7 @@ class ServiceSession(RaySession):
         self.bury_actor(index, cause, application_error=application_error, lost_steps=steps)
         self._heard.discard(index)
         shard = self._shards[index % len(self._shards)]
-        shard.writer_gone.remote(f"actor-{index}")
+        shard.writer_gone.remote(f"actor-{index}", self.supervisor.incarnations[index] - 1)
 
     def _answers(self, process: Any) -> bool:
         """Whether a process that was reported lost lives after all (or has been replaced already)."""

@@ -157,7 +157,8 @@ def test_a_killed_evaluator_is_replaced_and_plays_its_job_again(ray_here, tmp_pa
             session.judge_interim(range(900, 902))
             ray.wait([session._interim[0]], timeout=30.0)
 
-    summary = run_with_a_death(tmp_path, WIRINGS["colocated"], strike)
+    longer = (*WIRINGS["colocated"], "stop.env_steps=60000")  # for another to start and play beside it
+    summary = run_with_a_death(tmp_path, longer, strike)
     failure = survived(summary, "evaluator", capsys)
     assert (failure["lost_steps"], failure["lost_updates"]) == (0, 0)
 

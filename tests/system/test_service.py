@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 
+import numpy as np
 import pytest
 import ray
 
@@ -16,7 +17,10 @@ from seqrl_ray.loops import checkpoints
 from seqrl_ray.recipe import find
 from seqrl_ray.runtime.actor import RolloutActor
 from seqrl_ray.runtime.launch import open_session
+from seqrl_ray.runtime.replay_service import ShardServer
+from seqrl_ray.runtime.wire import pack_fragment
 from tests.system.runs import SMALL
+from tests.unit.runtime.service_world import GROUPS, SPECS, fragment, recipe_of
 
 pytestmark = pytest.mark.system
 
@@ -66,6 +70,28 @@ def test_a_policy_that_does_not_learn_comes_to_its_end(ray_here, tmp_path):
     assert advances[-1].done
     assert advances[-1].row["env_steps"] >= 6000
     assert advances[-1].row["updates"] == 0
+
+
+def test_fragments_are_stored_in_the_order_they_were_sent_in(ray_here):
+    class Sender:  # small and large fragments in turn, several under way, as an actor may send them
+        def send(self, shard, messages):
+            under_way = []
+            for number, message in enumerate(messages):
+                under_way.append(shard.insert.remote(message, ("actor-0", 0, 0), number))
+                if len(under_way) == 4:
+                    ray.get(under_way.pop(0))
+            ray.get(under_way)
+
+    recipe = recipe_of("replay.capacity_steps=1000000", "replay.min_items=900000")  # nothing is held back
+    remote = ray.remote(ShardServer).options(max_concurrency=100)
+    shard = remote.remote(recipe, GROUPS, SPECS, 0, 0, None, None)
+    steps = [2, 10_000] * 50
+    offsets = np.cumsum([0, *steps[:-1]]).tolist()
+    messages = [pack_fragment(fragment("actor-0", o, n)) for o, n in zip(offsets, steps, strict=True)]
+    ray.get(ray.remote(Sender).remote().send.remote(shard, messages))
+    row = ray.get(shard.stats.remote())["row"]
+    assert row["shared/replay0_inserted_rows"] == sum(steps)
+    assert (row["shared/replay0_duplicate_rows"], row["shared/replay0_open_streams"]) == (0, 1)
 
 
 def test_actors_have_weights_before_their_first_step(ray_here):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from ray.exceptions import ObjectLostError, RayActorError
 
 from seqrl_ray.loops.trainer import make_pacing
 from seqrl_ray.replay.pacing import Pacing
+from seqrl_ray.replay.sampling import Mass
 from seqrl_ray.runtime.remote_replay import RemoteReplay
 from seqrl_ray.runtime.replay_service import Request, spread
 from seqrl_ray.runtime.wire import pack, pack_fragment, unpack
@@ -26,10 +30,10 @@ def settle(world, replay):
     replay.settle([call for call in replay.calls() if call.done()])
 
 
-def inserting(shard, writer, offset, steps, *, number=None, incarnation=0, **kwargs):
+def inserting(shard, writer, offset, steps, *, number=None, incarnation=0, opened=0, **kwargs):
     """The call that inserts a fragment; as the next of its source unless `number` is given."""
-    source = (writer, incarnation)
-    number = shard.server._next.get(source, 0) if number is None else number
+    source = (writer, incarnation, opened)
+    number = int(shard.server._turns._next.get(source, 0)) if number is None else number
     message = pack_fragment(fragment(writer, offset, steps, incarnation=incarnation, **kwargs))
     return shard.insert.remote(message, source, number)
 
@@ -90,6 +94,29 @@ def test_draws_are_asked_for_together_once_half_of_those_ahead_are_used_up(world
     assert all(len(batch.ids) == items for batch in rows)
     assert len({tuple(batch.ids.row.tolist()) for batch in rows}) == 6  # each its own draw
     assert replay.pacing.sampled == sum(s.server.pacing["shared"].sampled_here for s in shards) == 6 * items
+
+
+@pytest.mark.parametrize("prefetch", [2, 4])
+def test_a_shard_that_ran_empty_leaves_no_draw_behind(world, prefetch):
+    recipe = recipe_of("replay.shards=2", f"learner.prefetch={prefetch}", "replay.samples_per_insert=100.0")
+    shards = [world.shard(recipe, i) for i in range(2)]
+    for i, shard in enumerate(shards):
+        insert(world, shard, f"actor-{i}", 0, 30)
+    replay = replay_over(world, recipe, shards)
+    replay.pump(0.5, 0)
+    shards[1].server.shards["shared"] = SimpleNamespace(
+        items=0,
+        mass=Mass(0.0, 0, 10**9),
+        max_priority=1.0,
+        raise_max_priority=lambda value: None,
+    )
+    settle(world, replay)
+    assert replay.next_batch() is None
+    assert replay.pacing.sampled == 0
+    replay.pump(0.5, 0)
+    assert replay.calls()
+    settle(world, replay)
+    assert set(replay.next_batch().ids.shard.tolist()) == {0}
 
 
 def test_grouped_draws_that_a_dead_shard_has_a_part_in_count_as_not_drawn(world):
@@ -165,8 +192,8 @@ def test_duplicates_and_dead_writers_are_not_counted(world):
     shard = world.shard(recipe_of())
     assert insert(world, shard, "actor-0", 0, 5) == 5
     assert insert(world, shard, "actor-0", 0, 5) == 5
-    world.get(shard.writer_gone.remote("actor-0"))
-    assert insert(world, shard, "actor-0", 5, 5) == 5
+    world.get(shard.writer_gone.remote("actor-0", 0))
+    assert insert(world, shard, "actor-0", 5, 5, number=1) == 5
     assert (shard.server.counted.env_steps, shard.server.counted.agent_steps) == (5, 5)
 
 
@@ -190,10 +217,30 @@ def test_fragments_of_a_dead_writer_wait_for_nothing(world):
     late = inserting(shard, "actor-0", 5, 5, number=1)
     world.turn()
     assert not late.done()
-    world.get(shard.writer_gone.remote("actor-0"))
+    world.get(shard.writer_gone.remote("actor-0", 0))
     world.turn()
     assert late.done()
-    assert insert(world, shard, "actor-0", 0, 5, incarnation=1) == shard.server.counted.env_steps
+    unseen = inserting(shard, "actor-0", 15, 5, number=7, opened=3)  # of the same dead incarnation
+    world.turn()
+    assert unseen.done()
+    waits = inserting(shard, "actor-0", 5, 5, number=1, incarnation=1)
+    world.turn()
+    assert not waits.done()
+    before = shard.server.counted.env_steps
+    assert insert(world, shard, "actor-0", 0, 5, number=0, incarnation=1) == before + 5
+    world.turn()
+    assert waits.result() == before + 10
+
+
+def test_what_a_lost_call_carried_is_not_waited_for_once_its_actor_begins_anew(world):
+    shard = world.shard(recipe_of())
+    insert(world, shard, "actor-0", 0, 5, number=0)
+    parked = inserting(shard, "actor-0", 10, 5, number=2)  # number 1 never comes
+    world.turn()
+    assert not parked.done()
+    assert insert(world, shard, "actor-0", 20, 5, number=0, opened=1) > 5
+    world.turn()
+    assert parked.done()
 
 
 def test_a_policy_that_does_not_learn_never_waits_and_is_heard(world):
