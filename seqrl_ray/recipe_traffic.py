@@ -48,6 +48,7 @@ ObservationPart = Literal[
     "downstream",
     "backlog",
     "neighbours",
+    "inside",
 ]
 DEFAULT_OBSERVATION = ("halting", "moving", "waiting", "speed", "upstream", "phase", "time_in_phase")
 
@@ -122,6 +123,7 @@ class TrafficSettings(Settings):
         "accumulated waiting / 100; pressure: vehicles leaving - approaching",
     )
     reward_upstream: bool = key(True, "delay and queue also count the edges within sensing_m")
+    reward_inside: bool = key(False, "delay and queue also count vehicles held up inside the junctions")
     reward_samples: int = key(
         3, "delay and queue are means of this many samples, evenly spaced in a decision", ge=1, le=60
     )

@@ -93,6 +93,8 @@ class Network:
     uncontrolled: tuple[Signal, ...]
     """Signals that keep their programme: fewer than two greens, or a railway's."""
     lanes: Mapping[str, Lane]
+    inside: Mapping[str, float]
+    """Speed limit in m/s of every lane inside a junction."""
     junctions: Mapping[str, Junction]
     programs: Mapping[str, int]
     """Signal id -> number of programmes the net holds (the first is used)."""
@@ -116,6 +118,12 @@ class Network:
             beyond_m = distance_m + self.lanes[f"{edge}_0"].length_m
             frontier.extend((beyond_m, further) for further in into_edge[edge])
         return tuple(found)
+
+    def inside_of(self, lane: str) -> tuple[str, ...]:
+        """Lanes inside the junction that vehicles from approach `lane` enter it by, up to where they wait for
+        a gap.
+        """
+        return tuple(dict.fromkeys(c["via"] for c in self._leaving[lane] if c.get("via") in self.inside))
 
     def junction_links(self, junction: str) -> tuple[Mapping[str, str], ...]:
         """Connections across a junction in the order of its right-of-way table."""
@@ -146,6 +154,7 @@ def read_network(path: Path) -> Network:
     Raises: EnvError: the file is no SUMO net, or no signal of it can be controlled.
     """
     lanes: dict[str, Lane] = {}
+    inside: dict[str, float] = {}
     junctions: dict[str, Junction] = {}
     junction_of: dict[str, str] = {}
     programs: dict[str, list[ElementTree.Element]] = defaultdict(list)
@@ -160,6 +169,8 @@ def read_network(path: Path) -> Network:
                     float(lane.attrib["speed"]),
                 )
                 junction_of[element.attrib["id"]] = element.get("to", "")
+        elif element.tag == "edge":
+            inside.update({lane.attrib["id"]: float(lane.attrib["speed"]) for lane in element.iter("lane")})
         elif element.tag == "junction":
             junctions[element.attrib["id"]] = Junction(
                 tuple(element.get("incLanes", "").split()),
@@ -181,7 +192,7 @@ def read_network(path: Path) -> Network:
         )
     others = tuple(s for s in signals if s not in controlled)
     counts = {name: len(elements) for name, elements in programs.items()}
-    return Network(controlled, others, lanes, junctions, counts, tuple(connections))
+    return Network(controlled, others, lanes, inside, junctions, counts, tuple(connections))
 
 
 _ROAD_TYPES = frozenset({"static", "actuated", "delay_based", "NEMA", None})

@@ -25,6 +25,7 @@ MIN_GAP_M = 2.5
 """SUMO's default gap between standing vehicles, as sumo-rl's lane capacity assumes."""
 QUEUED_CAR_M = 7.5
 COUNT_SCALE = 10.0
+INSIDE_SCALE = 3.0
 WAITING_SCALE_S = 200.0
 PHASE_SCALE_S = 60.0
 
@@ -61,6 +62,7 @@ class Observer:
             "downstream": (self._downstream, outs),
             "backlog": (self._backlog, edges),
             "neighbours": (self._neighbours, [np.concatenate([i, i + n_signals]) for i in adjacent]),
+            "inside": (self._inside, lanes),
             "phase": (self._phase, phases),
             "time_in_phase": (self._time_in_phase, [rows[n : n + 1] for n in rows]),
             "sumo_rl": (self._sumo_rl, self._sumo_rl_places(phases, lanes, a)),
@@ -122,6 +124,9 @@ class Observer:
         halting, vehicles = self._sensors.read("halting"), self._sensors.read("vehicles")
         at = self._sensors.signal_lanes  # [N, A]
         return np.concatenate([at @ halting, at @ (vehicles - halting)]) / COUNT_SCALE  # [2N]
+
+    def _inside(self) -> Float64:
+        return self._sensors.lane_inside @ self._sensors.read("inside_halting") / INSIDE_SCALE  # [A]
 
     def _phase(self) -> Float64:
         one_hot = np.zeros(self._phase_size)

@@ -51,6 +51,8 @@ class Rewards:
         lost = s.signal_lanes @ (s.lane_delay() if delay else s.read("halting"))  # [N]
         if self._settings.reward_upstream:
             lost += s.signal_up @ (s.up_delay() if delay else s.read("up_halting"))
+        if self._settings.reward_inside:
+            lost += s.signal_inside @ (s.inside_delay() if delay else s.read("inside_halting"))
         self._sum -= lost
 
     def collect(self) -> FloatArray:

@@ -6,7 +6,7 @@ calls, not subscriptions: measured faster in libsumo; and none for what an empty
 A vehicle *halts* below 0.1 m/s.
 
 Dims: N signals, A approach lanes of all signals, O lanes they release into, U edges upstream of an approach,
-E approach edges.
+E approach edges, I lanes inside signalised junctions.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class Sensors:
         self.edges = _unique(network.lanes[lane].edge for lane in self.lanes)
         feeding = {lane: network.upstream(lane, sensing_m) for lane in self.lanes}
         self.up_edges = _unique(edge for lane in self.lanes for edge in feeding[lane])
+        inside = {lane: network.inside_of(lane) for lane in self.lanes}
+        self.inside_lanes = _unique(i for lane in self.lanes for i in inside[lane])
+        self.inside_limit = np.array([network.inside[i] for i in self.inside_lanes])  # [I]
+        self.lane_inside = _incidence([inside[lane] for lane in self.lanes], self.inside_lanes)  # [A, I]
         self.lane_index = {lane: i for i, lane in enumerate(self.lanes)}
         self.length_m = np.array([network.lanes[lane].length_m for lane in self.lanes])  # [A]
         self.out_length_m = np.array([network.lanes[lane].length_m for lane in self.out_lanes])  # [O]
@@ -42,6 +46,7 @@ class Sensors:
         self.signal_out = _incidence([s.out_lanes for s in signals], self.out_lanes)  # [N, O]
         self.lane_up = _incidence([feeding[lane] for lane in self.lanes], self.up_edges)  # [A, U]
         self.signal_up = (self.signal_lanes @ self.lane_up > 0).astype(float)  # [N, U]
+        self.signal_inside = (self.signal_lanes @ self.lane_inside > 0).astype(float)  # [N, I]
         edge_lanes = _incidence(
             [[i for i in self.lanes if network.lanes[i].edge == e] for e in self.edges], self.lanes
         )
@@ -53,6 +58,7 @@ class Sensors:
             "vehicles": (number, self.lanes),
             "out_vehicles": (number, self.out_lanes),
             "up_vehicles": (call("edge", "getLastStepVehicleNumber"), self.up_edges),
+            "inside_vehicles": (number, self.inside_lanes),
             "pending": (lambda e: len(pending(e)), self.edges),
             "up_pending": (lambda e: len(pending(e)), self.up_edges),
         }
@@ -66,6 +72,13 @@ class Sensors:
             "vehicle_length": (call("lane", "getLastStepLength"), self.lanes, "vehicles", none),
             "out_halting": (halting, self.out_lanes, "out_vehicles", out),
             "up_halting": (call("edge", "getLastStepHaltingNumber"), self.up_edges, "up_vehicles", up),
+            "inside_halting": (
+                halting,
+                self.inside_lanes,
+                "inside_vehicles",
+                np.zeros(len(self.inside_lanes)),
+            ),
+            "inside_speed": (speed[0], self.inside_lanes, "inside_vehicles", self.inside_limit),
             "up_speed": (speed[1], self.up_edges, "up_vehicles", self.up_limit),
         }
         """Asked for only where there are vehicles: call, ids, who counts, value where there are none."""
@@ -82,7 +95,8 @@ class Sensors:
 
         Args: quantity: vehicles, halting (count), waiting (s, summed over the vehicles' current stops), speed
             (m/s, the limit where empty), vehicle_length (m, mean): [A]; out_vehicles, out_halting: [O];
-            up_vehicles, up_halting, up_speed, up_pending: [U]; pending (vehicles that could not enter yet):
+            up_vehicles, up_halting, up_speed, up_pending: [U]; inside_vehicles, inside_halting,
+            inside_speed: [I]; pending (vehicles that could not enter yet):
             [E].
         """
         seen = self._seen.get(quantity)
@@ -117,6 +131,11 @@ class Sensors:
         """[U] the same on upstream edges."""
         share: Float64 = np.minimum(self.read("up_speed") / self.up_limit, 1.0)
         return self.read("up_vehicles") * (1.0 - share)
+
+    def inside_delay(self) -> Float64:
+        """[I] the same inside junctions."""
+        share: Float64 = np.minimum(self.read("inside_speed") / self.inside_limit, 1.0)
+        return self.read("inside_vehicles") * (1.0 - share)
 
     def places(self, lanes: Sequence[str]) -> list[int]:
         """Positions of approach lanes within [A]."""

@@ -157,6 +157,9 @@ def test_what_sumo_is_not_asked_for_is_what_it_would_say(make: Maker, name: str)
         "up_vehicles": (edge.getLastStepVehicleNumber, sensors.up_edges),
         "up_halting": (edge.getLastStepHaltingNumber, sensors.up_edges),
         "up_speed": (edge.getLastStepMeanSpeed, sensors.up_edges),
+        "inside_vehicles": (lane.getLastStepVehicleNumber, sensors.inside_lanes),
+        "inside_halting": (lane.getLastStepHaltingNumber, sensors.inside_lanes),
+        "inside_speed": (lane.getLastStepMeanSpeed, sensors.inside_lanes),
         "pending": (lambda e: len(edge.getPendingVehicles(e)), sensors.edges),
         "up_pending": (lambda e: len(edge.getPendingVehicles(e)), sensors.up_edges),
     }
@@ -167,7 +170,10 @@ def test_what_sumo_is_not_asked_for_is_what_it_would_say(make: Maker, name: str)
             seen[quantity] = max(seen[quantity], values.max(initial=0.0))
             np.testing.assert_allclose(values, [getter(i) for i in ids], rtol=1e-12, err_msg=quantity)
         step = env.step(legal_actions(step, rng))
-    assert all(seen[quantity] > 0.0 for quantity in ("vehicles", "halting", "waiting", "up_vehicles"))
+    assert all(
+        seen[quantity] > 0.0
+        for quantity in ("vehicles", "halting", "waiting", "up_vehicles", "inside_vehicles")
+    )
 
 
 def test_delay_reward_counts_lost_vehicle_seconds(make: Maker) -> None:
@@ -224,6 +230,32 @@ def test_observation_parts_stand_in_the_recipe_s_order(make: Maker) -> None:
         for lane in signal.lanes
     ]
     np.testing.assert_allclose(upstream[:lanes], expected, rtol=1e-6)
+
+
+def test_vehicles_held_up_inside_a_junction_are_seen_and_count_against_the_reward(make: Maker) -> None:
+    """Cologne1's first green lets left-turners wait for a gap on the junction."""
+    keys = {"reward_samples": 1, "reward_upstream": False, "reward_scale": 1.0, "reward_clip": None}
+    env = make(
+        window("cologne1", 100, observation=("inside",), reward_inside=True, **keys),
+        {"all": PolicySettings()},
+    )
+    env.reset()
+    lane, network = env._simulation.api.lane, env.network
+    (signal,) = network.signals
+    entered = {i: network.inside_of(i) for i in signal.lanes}
+    seen = 0.0
+    for t in range(98):
+        step = env.step({"all": np.array([t // 4 % 2 * 2])}).groups["all"]
+        waiting = [sum(lane.getLastStepHaltingNumber(i) for i in entered[a]) / 3.0 for a in signal.lanes]
+        np.testing.assert_allclose(step.obs[0], waiting, rtol=1e-6)
+        seen = max(seen, *waiting)
+        expected = -sum(
+            lane.getLastStepVehicleNumber(i)
+            * (1.0 - min(lane.getLastStepMeanSpeed(i) / lane.getMaxSpeed(i), 1.0))
+            for i in {*signal.lanes, *(i for lanes in entered.values() for i in lanes)}
+        )
+        assert step.reward[0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert seen > 0.0
 
 
 def test_policies_may_share_out_the_signals(make: Maker) -> None:
