@@ -78,8 +78,8 @@ class LearnerSettings(Settings):
     )
     prefetch: int = key(
         2,
-        "draws in flight in the service wiring; from 4 on they are asked for two and more in one call, which "
-        "costs less and makes priorities later by as many draws",
+        "draws in flight in the service wiring; asked for together once half are used up, so that from 4 on "
+        "calls are fuller and priorities come back later",
         ge=1,
         le=8,
     )

@@ -19,9 +19,8 @@ import torch
 
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.remote_replay import GONE
 from seqrl_ray.runtime.turns import Source
-from seqrl_ray.runtime.wire import pack_fragment, unpack
+from seqrl_ray.runtime.wire import GONE, pack_fragment, unpack
 from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
 
 WEIGHTS_WAIT_S = 30.0

@@ -15,17 +15,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
 
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
 from seqrl_ray.replay.sampling import Mass, merge, split_draw
 from seqrl_ray.runtime.replay_service import Reply, Request
-from seqrl_ray.runtime.wire import pack, unpack
+from seqrl_ray.runtime.wire import GONE, pack, unpack
 from seqrl_ray.types import Batch, FloatArray, ItemIds
-
-GONE = (RayActorError, ObjectLostError)
-"""What a call ends with when its process, or the node that held its answer, has died."""
 
 
 @dataclass(eq=False)

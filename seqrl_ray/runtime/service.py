@@ -26,11 +26,11 @@ from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.actor import ActorReport
-from seqrl_ray.runtime.remote_replay import GONE
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
+from seqrl_ray.runtime.wire import GONE
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""

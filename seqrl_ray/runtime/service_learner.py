@@ -17,8 +17,9 @@ from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import make_pacing, pacing_row
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.remote_replay import GONE, RemoteReplay
+from seqrl_ray.runtime.remote_replay import RemoteReplay
 from seqrl_ray.runtime.weight_board import Publisher
+from seqrl_ray.runtime.wire import GONE
 from seqrl_ray.types import GroupSpec, SampleSpec, Weights
 
 LEARNER = 1_000_000

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
 
-from seqrl_ray.runtime.wire import pack
+from seqrl_ray.runtime.wire import GONE, pack
 from seqrl_ray.types import Weights
 
 KEPT = 2
@@ -80,7 +79,7 @@ class Publisher:
             call, self._call = self._call, None
             try:
                 ray.get(call)
-            except (RayActorError, ObjectLostError):
+            except GONE:
                 return True
         if now or time.monotonic() - self._sent_at >= self.every_s:
             self._sent_at = time.monotonic()

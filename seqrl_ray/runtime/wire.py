@@ -1,4 +1,4 @@
-"""How messages travel between Ray actors.
+"""How messages travel between Ray actors, and how it shows that one never will.
 
 A small message goes as one bytes blob: Ray's own treatment of many little arrays costs more than the arrays.
 A large one goes as it is, so that its arrays lie in shared memory and are read without a copy (read-only
@@ -11,7 +11,12 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from ray.exceptions import ObjectLostError, RayActorError
+
 from seqrl_ray.types import Array, Fragment
+
+GONE = (RayActorError, ObjectLostError)
+"""What a call ends with when its process, or the node that held its answer, has died."""
 
 INLINE_BYTES = 90_000
 """Ray keeps replies up to 100 KB inside the message; larger ones go through the object store."""

@@ -50,16 +50,20 @@ def request(**changes):
     return pack(Request(**{**plain, **changes}), [])
 
 
+def two_shards_of_thirty(world, recipe):
+    shards = [world.shard(recipe, i) for i in range(2)]
+    for i, shard in enumerate(shards):
+        insert(world, shard, f"actor-{i}", 0, 30)
+    return shards, replay_over(world, recipe, shards)
+
+
 def exchange(world, shard, **changes):
     return unpack(world.get(shard.exchange.remote(request(**changes))))
 
 
 def test_every_shard_knows_the_global_number_of_samples_and_counts_its_own_once(world):
     recipe = recipe_of("replay.shards=2", "learner.prefetch=1", "replay.samples_per_insert=2.0")
-    shards = [world.shard(recipe, i) for i in range(2)]
-    for i, shard in enumerate(shards):
-        insert(world, shard, f"actor-{i}", 0, 30)
-    replay = replay_over(world, recipe, shards)
+    shards, replay = two_shards_of_thirty(world, recipe)
     drawn = 0
     for _ in range(3):
         replay.pump(0.5, 0)
@@ -73,10 +77,7 @@ def test_every_shard_knows_the_global_number_of_samples_and_counts_its_own_once(
 
 def test_draws_are_asked_for_together_once_half_of_those_ahead_are_used_up(world):
     recipe = recipe_of("replay.shards=2", "learner.prefetch=4", "replay.samples_per_insert=100.0")
-    shards = [world.shard(recipe, i) for i in range(2)]
-    for i, shard in enumerate(shards):
-        insert(world, shard, f"actor-{i}", 0, 30)
-    replay = replay_over(world, recipe, shards)
+    shards, replay = two_shards_of_thirty(world, recipe)
     replay.pump(0.5, 0)
     assert len(replay.calls()) == 2  # four draws, one call to each shard
     settle(world, replay)
@@ -99,10 +100,7 @@ def test_draws_are_asked_for_together_once_half_of_those_ahead_are_used_up(world
 @pytest.mark.parametrize("prefetch", [2, 4])
 def test_a_shard_that_ran_empty_leaves_no_draw_behind(world, prefetch):
     recipe = recipe_of("replay.shards=2", f"learner.prefetch={prefetch}", "replay.samples_per_insert=100.0")
-    shards = [world.shard(recipe, i) for i in range(2)]
-    for i, shard in enumerate(shards):
-        insert(world, shard, f"actor-{i}", 0, 30)
-    replay = replay_over(world, recipe, shards)
+    shards, replay = two_shards_of_thirty(world, recipe)
     replay.pump(0.5, 0)
     shards[1].server.shards["shared"] = SimpleNamespace(
         items=0,
@@ -121,10 +119,7 @@ def test_a_shard_that_ran_empty_leaves_no_draw_behind(world, prefetch):
 
 def test_grouped_draws_that_a_dead_shard_has_a_part_in_count_as_not_drawn(world):
     recipe = recipe_of("replay.shards=2", "learner.prefetch=4", "replay.samples_per_insert=100.0")
-    shards = [world.shard(recipe, i) for i in range(2)]
-    for i, shard in enumerate(shards):
-        insert(world, shard, f"actor-{i}", 0, 30)
-    replay = replay_over(world, recipe, shards)
+    _, replay = two_shards_of_thirty(world, recipe)
     replay.pump(0.5, 0)
     replay.lost.add(1)
     replay._abandon(1)
