@@ -70,6 +70,14 @@ class TrafficSettings(Settings):
     decision_s: int = key(10, "time between two decisions of all signals", unit="s", ge=2, le=120)
     yellow_s: int = key(3, "yellow of every link that loses its green", unit="s", ge=1, le=10)
     all_red_s: int = key(0, "clearance between the yellow and the next green", unit="s", ge=0, le=10)
+    red_extension_s: int = key(
+        0,
+        "a green waits at most this much longer while vehicles of the movements that lost theirs still "
+        "stand inside the junction; 0 never",
+        unit="s",
+        ge=0,
+        le=30,
+    )
     min_green_s: int = key(5, "a green phase is not left earlier", unit="s", ge=0, le=120)
     max_green_s: int | None = key(
         None, "a green phase is left at the latest decision that keeps to this", unit="s", ge=1
@@ -166,19 +174,19 @@ class TrafficSettings(Settings):
                 f"end_s={self.end_s} must be begin_s={self.begin_s} plus a multiple of "
                 f"decision_s={self.decision_s}: the last decision would be cut short. Change end_s."
             )
-        change_s = self.yellow_s + self.all_red_s
+        change_s = self.yellow_s + self.all_red_s + self.red_extension_s
         if self.decision_s <= change_s:
             raise ValueError(
-                f"decision_s={self.decision_s} must exceed yellow_s + all_red_s = {change_s}: "
-                "a phase would be left before it showed green. Raise decision_s."
+                f"decision_s={self.decision_s} must exceed yellow_s + all_red_s + red_extension_s = "
+                f"{change_s}: a phase would be left before it showed green. Raise decision_s."
             )
         least_max_s = (
             self.min_green_s + change_s + self.decision_s
         )  # an episode's first green waits one change longer
         if self.max_green_s is not None and self.max_green_s < least_max_s:
             raise ValueError(
-                f"max_green_s={self.max_green_s} is below min_green_s + yellow_s + all_red_s + decision_s = "
-                f"{least_max_s}: no decision may fall between the two limits. "
+                f"max_green_s={self.max_green_s} is below min_green_s + yellow_s + all_red_s + "
+                f"red_extension_s + decision_s = {least_max_s}: no decision may fall between the two limits. "
                 "Raise max_green_s."
             )
         if self.reward_samples > self.decision_s:

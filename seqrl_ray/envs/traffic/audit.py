@@ -108,7 +108,8 @@ def _change(seen: _Seen, row: Shown, settings: TrafficSettings, programme: bool)
 def _stood_too_long(seen: _Seen, now: float, settings: TrafficSettings) -> bool:
     if settings.max_green_s is None or "y" in seen.state or not GREEN & set(seen.state):
         return False
-    return now - seen.since_s > settings.max_green_s + settings.yellow_s + settings.all_red_s
+    change_s = settings.yellow_s + settings.all_red_s + settings.red_extension_s
+    return now - seen.since_s > settings.max_green_s + change_s
 
 
 def _broken(

@@ -105,6 +105,7 @@ class TrafficEnv:
 
     def _build(self, policies: Mapping[str, PolicySettings], names: list[str]) -> None:
         settings, network = self._settings, self.network
+        self._vehicles = self._simulation.call("lane", "getLastStepVehicleNumber")
         self._sensors = Sensors(self._simulation, network, settings.sensing_m)
         self._safety = SafetyLayer(network.signals, settings)
         self._rewards = Rewards(settings, network, self._sensors, self._simulation)
@@ -272,15 +273,27 @@ class TrafficEnv:
         for command in commands:
             at.setdefault(command.after_s, []).append(command)
         self._simulation.show(at.pop(0, ()))
-        for offset in sorted({*at, *samples, length_s}):
+        stops = {*at, *samples, length_s}
+        while stops:
+            offset = min(stops)
+            stops.remove(offset)
             self._simulation.run_to(start_s + offset)
-            self._simulation.show(at.get(offset, ()))
+            for command in at.get(offset, ()):
+                if command.clears and self._vehicle_on(command.clears) and self._safety.held(command, offset):
+                    self._simulation.show([replace(command, state=command.meanwhile)])
+                    at.setdefault(offset + 1, []).append(command)
+                    stops.add(offset + 1)
+                else:
+                    self._simulation.show([command])
             if offset in samples:
                 self._sensors.refresh()
                 self._rewards.sample()
         if length_s not in samples:
             self._sensors.refresh()
         self._safety.advance(self._simulation.now_s)
+
+    def _vehicle_on(self, lanes: tuple[str, ...]) -> bool:
+        return any(map(self._vehicles, lanes))
 
     def _raw_reward(self) -> FloatArray:
         if self._reward_plugin is None:

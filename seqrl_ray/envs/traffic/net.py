@@ -41,6 +41,8 @@ class Movement:
     link: int
     from_lane: str
     to_lane: str
+    inside: str = ""
+    """Lane inside the junction that it starts on, up to where its vehicles wait for a gap."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,13 @@ def _signal(
 ) -> Signal:
     own = sorted((c for c in connections if c.get("tl") == name), key=lambda c: int(c["linkIndex"]))
     movements = tuple(
-        Movement(int(c["linkIndex"]), f"{c['from']}_{c['fromLane']}", f"{c['to']}_{c['toLane']}") for c in own
+        Movement(
+            int(c["linkIndex"]),
+            f"{c['from']}_{c['fromLane']}",
+            f"{c['to']}_{c['toLane']}",
+            c.get("via", ""),
+        )
+        for c in own
     )
     program = tuple((float(p.attrib["duration"]), p.attrib["state"]) for p in logic.iter("phase"))
     greens = tuple(state for _, state in program if GREEN & set(state) and not set("yuoO") & set(state))

@@ -137,8 +137,7 @@ class Observer:
         return np.minimum(self._safety.time_in_phase_s / PHASE_SCALE_S, 5.0)
 
     def _sumo_rl(self) -> Float64:
-        s, read = self._settings, self._sensors.read
-        free = self._safety.time_in_phase_s >= s.yellow_s + s.all_red_s + s.min_green_s  # [N]
+        read, free = self._sensors.read, self._safety.free
         capacity = self._sensors.length_m / (MIN_GAP_M + read("vehicle_length"))  # [A]
         density = np.minimum(read("vehicles") / capacity, 1.0)
         queue = np.minimum(read("halting") / capacity, 1.0)

@@ -3,9 +3,11 @@ transitions.
 
 Source: sumo-rl's rule for the transition state (a link green now and red or `s` next shows yellow, every
 other link keeps its state) and for the first green of an episode (it counts as begun after one yellow, so a
-switch is first legal when min_green has passed after that). Ours: all-red, maximum green, cyclic transitions,
-the mask, and the count of refusals. A *refusal* is a wish the layer did not carry out; a *violation* is an
-unsafe sequence that SUMO really showed, and is judged from SUMO's own record in `audit.py`, not here.
+switch is first legal when min_green has passed after that). Red extension: NTCIP 1202, "red clearance
+extension", with the lanes inside the junction as its detectors. Ours: all-red, maximum green, cyclic
+transitions, the mask, and the count of refusals. A *refusal* is a wish the layer did not carry out; a
+*violation* is an unsafe sequence that SUMO really showed, and is judged from SUMO's own record in `audit.py`,
+not here.
 
 Dims: N signals, A actions (most greens of any signal), P greens of one signal.
 """
@@ -13,7 +15,7 @@ Dims: N signals, A actions (most greens of any signal), P greens of one signal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +31,10 @@ class Command:
     after_s: int
     signal: str
     state: str
+    clears: tuple[str, ...] = ()
+    """Lanes inside the junction that should be empty first: without a red extension, none."""
+    meanwhile: str = ""
+    """What the signal shows while it waits for that."""
 
 
 def yellow_state(now: str, then: str) -> str:
@@ -49,6 +55,7 @@ class SafetyLayer:
         self._rows = np.arange(len(signals))
         self._own = np.arange(self._counts.max()) < self._counts[:, None]  # [N, A]
         self._own.flags.writeable = False
+        self._place = {signal.id: n for n, signal in enumerate(signals)}
         self._known: dict[tuple[int, int, int], tuple[Command, ...]] = {}
         self.refusals = 0
         """Wishes not carried out since `start`."""
@@ -57,6 +64,8 @@ class SafetyLayer:
         self.changed_s = np.zeros(len(signals), np.int64)
         """[N] when the last change began (its yellow), simulated seconds."""
         self._green_since_s = np.zeros(len(signals), np.int64)
+        self._free_s = np.zeros(len(signals), np.int64)
+        """[N] when the minimum green is over."""
         self._now_s = 0
         self._legal = self._own
         self._young: list[int] = []  # signals whose minimum green may not be over
@@ -67,6 +76,7 @@ class SafetyLayer:
         self.phase[:] = 0
         self.changed_s[:] = now_s
         self._green_since_s[:] = now_s
+        self._free_s[:] = now_s + self._change_s + self._settings.min_green_s
         self._young = list(range(len(self._signals)))
         self.advance(now_s)
         return [Command(0, s.id, s.greens[0]) for s in self._signals]
@@ -75,12 +85,11 @@ class SafetyLayer:
         """Set the clock to the next decision and work out what is legal then."""
         self._now_s = now_s
         s = self._settings
-        least_s = self._change_s + s.min_green_s
-        self._young = [n for n in self._young if now_s - self.changed_s[n] < least_s]
+        self._young = [n for n in self._young if now_s < self._free_s[n]]
         if s.transitions == "any" and s.max_green_s is None:
             self._legal = self._but_young()  # the usual case
             return
-        free = self.time_in_phase_s >= least_s  # [N] min green met
+        free = self.free
         if s.transitions == "any":
             reach = self._own
         else:
@@ -111,6 +120,12 @@ class SafetyLayer:
         return self._now_s - self.changed_s
 
     @property
+    def free(self) -> BoolArray:
+        """[N] the minimum green is over."""
+        free: BoolArray = self._now_s >= self._free_s
+        return free
+
+    @property
     def legal(self) -> BoolArray:
         """[N, A] what each signal may be asked now, read-only; at least one action is always legal."""
         return self._legal
@@ -135,7 +150,22 @@ class SafetyLayer:
                 self._young.append(n)
                 self.changed_s[n] = self._now_s
                 self._green_since_s[n] = self._now_s + self._change_s
+                self._free_s[n] = self._green_since_s[n] + self._settings.min_green_s
         return commands
+
+    def held(self, command: Command, at_s: int) -> bool:
+        """Whether a green that is due may wait one more second, and count that second if so.
+
+        Args:
+            command: one with lanes to clear, and a vehicle on one of them.
+            at_s: seconds into the decision.
+        """
+        if at_s >= self._change_s + self._settings.red_extension_s:
+            return False
+        n = self._place[command.signal]
+        self._green_since_s[n] += 1
+        self._free_s[n] += 1
+        return True
 
     def _changes(self, n: int, now: int, then: int) -> tuple[Command, ...]:
         """States of signal `n` on the way between two greens; computed once."""
@@ -143,7 +173,11 @@ class SafetyLayer:
         if known is None:
             signal, s = self._signals[n], self._settings
             yellow = yellow_state(signal.greens[now], signal.greens[then])
-            clearance = (Command(s.yellow_s, signal.id, yellow.replace("y", "r")),) if s.all_red_s else ()
+            cleared = yellow.replace("y", "r")
+            clearance = (Command(s.yellow_s, signal.id, cleared),) if s.all_red_s else ()
             green = Command(self._change_s, signal.id, signal.greens[then])
+            if s.red_extension_s:
+                ends = (m.inside for m in signal.movements if yellow[m.link] == "y" and m.inside)
+                green = replace(green, clears=tuple(dict.fromkeys(ends)), meanwhile=cleared)
             known = self._known[n, now, then] = (Command(0, signal.id, yellow), *clearance, green)
         return known

@@ -1,6 +1,6 @@
 """The traffic environment on short windows of packaged maps: contract, determinism, plug-ins, errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from seqrl_ray.envs.traffic.controllers import CONTROLLERS
 from seqrl_ray.envs.traffic.env import TrafficEnv
 from seqrl_ray.envs.traffic.files import district_files
 from seqrl_ray.envs.traffic.replay import replay
+from seqrl_ray.envs.traffic.safety import Command
 from seqrl_ray.errors import EnvError, RecipeError
 from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import MAPS, TrafficSettings
@@ -330,6 +331,28 @@ def test_illegal_wishes_are_counted_and_never_shown(make: Maker) -> None:
     metrics = step.episodes[0].metrics
     assert metrics["safety_refusals"] == illegal > 0
     assert metrics["safety_violations"] == 0
+
+
+def test_greens_wait_for_vehicles_inside_the_junction(make: Maker) -> None:
+    """Every late green had a vehicle to wait for, no prompt one had, as SUMO says itself."""
+    env = make(window("cologne1", 60, red_extension_s=6))
+    env.reset()
+    signal, rng, waits = env.network.signals[0], np.random.default_rng(0), []
+    simulation, shown = env._simulation, env._simulation.show
+
+    def watch(commands: Iterable[Command]) -> None:
+        for c in list(commands):
+            if c.clears:
+                standing = sum(simulation.api.lane.getLastStepVehicleNumber(lane) for lane in c.clears)
+                waits.append((c.state == c.meanwhile, standing > 0))
+            shown([c])
+
+    simulation.show = watch
+    for _ in range(60):
+        step = env.step({"shared": rng.integers(0, len(signal.greens), 1)})
+    assert step.episodes[0].metrics["safety_violations"] == 0
+    assert (True, True) in waits and (False, False) in waits
+    assert (True, False) not in waits
 
 
 def test_training_aids_are_off_in_evaluation(make: Maker) -> None:

@@ -30,10 +30,13 @@ def test_a_resolved_recipe_is_the_same_recipe() -> None:
         ({"map": "cologne1", "net": "a", "route": "b"}, "do not name one district"),
         ({"map": "cologne1", "end_s": 28795}, "plus a multiple of decision_s=10"),
         ({"map": "cologne1", "end_s": 20000}, "plus a multiple of decision_s=10"),
-        ({"map": "cologne1", "yellow_s": 6, "all_red_s": 4}, "must exceed yellow_s + all_red_s = 10"),
+        (
+            {"map": "cologne1", "yellow_s": 5, "all_red_s": 3, "red_extension_s": 2},
+            "must exceed yellow_s + all_red_s + red_extension_s = 10",
+        ),
         (
             {"map": "cologne1", "max_green_s": 17},
-            "below min_green_s + yellow_s + all_red_s + decision_s = 18",
+            "below min_green_s + yellow_s + all_red_s + red_extension_s + decision_s = 18",
         ),
         ({"map": "cologne1", "reward_samples": 11}, "exceeds decision_s=10"),
         ({"map": "cologne1", "training_demand_scale": [1.2, 0.8]}, "not a range of positive numbers"),

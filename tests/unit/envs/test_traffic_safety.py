@@ -1,6 +1,8 @@
 """The safety layer and the audit, without SUMO: a second-by-second display stands in for it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -8,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrl_ray.envs.traffic.audit import Shown, Violation, violations
-from seqrl_ray.envs.traffic.net import Signal
+from seqrl_ray.envs.traffic.net import Movement, Signal
 from seqrl_ray.envs.traffic.safety import SafetyLayer, yellow_state
 from seqrl_ray.recipe_traffic import TrafficSettings
 
 BEGIN_S = 100
+NEVER = repeat(0)
 
 
 def signal(name: str, greens: tuple[str, ...]) -> Signal:
-    return Signal(name, (name,), (), greens, (), (), ())
+    movements = tuple(Movement(i, f"in{i}", f"out{i}", f":{name}{i}") for i in range(len(greens[0])))
+    return Signal(name, (name,), (), greens, movements, (), ())
 
 
 FOUR = signal("four", ("GGrr", "Ggrr", "rrGG", "srrG"))
@@ -29,8 +33,13 @@ def timing(**keys: object) -> TrafficSettings:
     )
 
 
-def drive(rules: TrafficSettings, wishes: np.ndarray) -> tuple[SafetyLayer, list[Shown], int]:
-    """Show what the layer commands; returns it, the record, and how many wishes were illegal."""
+def drive(
+    rules: TrafficSettings, wishes: np.ndarray, stuck_s: Iterator[int] = NEVER
+) -> tuple[SafetyLayer, list[Shown], int]:
+    """Show what the layer commands; returns it, the record, and how many wishes were illegal.
+
+    Before each green with lanes to clear, vehicles stand there for the next of `stuck_s` seconds.
+    """
     layer = SafetyLayer((FOUR, TWO), rules)
     shown = [Shown(BEGIN_S, c.signal, c.state) for c in layer.start(BEGIN_S)]
     illegal = 0
@@ -41,7 +50,13 @@ def drive(rules: TrafficSettings, wishes: np.ndarray) -> tuple[SafetyLayer, list
         illegal += sum(not legal[n, w] for n, w in enumerate(wish))
         commands = sorted(layer.decide(wish), key=lambda c: c.after_s)
         assert all(0 <= c.after_s < rules.decision_s for c in commands)
-        shown += [Shown(now_s + c.after_s, c.signal, c.state) for c in commands]
+        for c in commands:
+            at_s, left_s = c.after_s, next(stuck_s) if c.clears else 0
+            while left_s and layer.held(c, at_s):
+                shown.append(Shown(now_s + at_s, c.signal, c.meanwhile))
+                at_s, left_s = at_s + 1, left_s - 1
+            assert at_s < rules.decision_s
+            shown.append(Shown(now_s + at_s, c.signal, c.state))
         layer.advance(now_s + rules.decision_s)
     return layer, shown, illegal
 
@@ -66,6 +81,22 @@ def test_change_shows_yellow_then_clearance_then_green() -> None:
     layer.advance(BEGIN_S + 10)
     commands = layer.decide(np.array([3]))
     assert [(c.after_s, c.state) for c in commands] == [(0, "yyrr"), (3, "rrrr"), (5, "srrG")]
+
+
+def test_a_green_waits_for_the_junction_to_clear_but_not_for_ever() -> None:
+    rules = timing(yellow_s=3, red_extension_s=4, min_green_s=5, decision_s=10)
+    layer = SafetyLayer((FOUR,), rules)
+    layer.start(BEGIN_S)
+    layer.advance(BEGIN_S + 10)
+    yellow, green = layer.decide(np.array([3]))
+    assert (yellow.after_s, yellow.state, yellow.clears) == (0, "yyrr", ())
+    assert (green.after_s, green.state, green.meanwhile) == (3, "srrG", "rrrr")
+    assert green.clears == (":four0", ":four1")  # of the links that lost their green, and no others
+    assert [layer.held(green, at_s) for at_s in (3, 4, 5, 6, 7)] == [True, True, True, True, False]
+    layer.advance(BEGIN_S + 20)
+    assert layer.legal[0].tolist() == [False, False, False, True]  # shown from 17 s on, for 5 s
+    layer.advance(BEGIN_S + 30)
+    assert layer.legal[0].all()
 
 
 def test_illegal_wish_is_refused_and_keeps_the_green() -> None:
@@ -109,18 +140,22 @@ def test_cyclic_transitions_allow_the_next_only() -> None:
 def test_no_wish_can_make_it_show_anything_unsafe(
     seed: int, decision_s: int, yellow_s: int, min_green_s: int, spare_s: int | None, transitions: str
 ) -> None:
-    all_red_s = seed % min(decision_s - yellow_s, 6)
+    rng = np.random.default_rng(seed)
+    all_red_s = int(rng.integers(min(decision_s - yellow_s, 6)))
+    red_extension_s = int(rng.integers(decision_s - yellow_s - all_red_s))
+    change_s = yellow_s + all_red_s + red_extension_s
     rules = timing(
         decision_s=decision_s,
         yellow_s=yellow_s,
         all_red_s=all_red_s,
         min_green_s=min_green_s,
-        max_green_s=None if spare_s is None else min_green_s + yellow_s + all_red_s + decision_s + spare_s,
+        red_extension_s=red_extension_s,
+        max_green_s=None if spare_s is None else min_green_s + change_s + decision_s + spare_s,
         transitions=transitions,
         end_s=BEGIN_S + 60 * decision_s,
     )
-    wishes = np.random.default_rng(seed).integers(-1, 6, (60, 2)).clip(0, 3)
-    layer, shown, illegal = drive(rules, wishes)
+    wishes = rng.integers(-1, 6, (60, 2)).clip(0, 3)
+    layer, shown, illegal = drive(rules, wishes, iter(rng.integers(0, 20, 10_000).tolist()))
     assert violations(shown, rules, programme=False) == []
     assert layer.refusals == illegal
 
