@@ -333,6 +333,17 @@ Batch = Transitions | Windows
 
 # -------------------------------------------------------------------------------- what an algorithm is handed
 
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the offline data before the first update."""
+
+    obs_mean: FloatArray  # [*policy_obs] over all decisions
+    obs_std: FloatArray  # [*policy_obs]
+    return_min: float
+    return_max: float
+
+
 T = TypeVar("T")
 """A tensor type: this file never imports torch."""
 

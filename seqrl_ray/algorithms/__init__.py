@@ -28,6 +28,11 @@ class _Parts:
 
 
 _ALGORITHMS = {
+    "decision_transformer": _Parts(
+        algorithm="algorithms.decision_transformer:DecisionTransformer",
+        settings="algorithms.decision_transformer_settings:DecisionTransformerSettings",
+        network="networks.decision_transformer:decision_transformer_net",
+    ),
     "double_dqn": _Parts(
         algorithm="algorithms.double_dqn:DoubleDqn",
         settings="algorithms.double_dqn_settings:DoubleDqnSettings",
@@ -85,7 +90,8 @@ def make_algorithm(
         settings: an instance of `settings_class(name)`.
         group: what the policy sees and does.
         device: torch device; "auto" = CUDA where there is one.
-        seed: of the first weights; equal seeds give equal weights whatever else happened in the process.
+        seed: of the first weights, and of what updates draw; equal seeds give equal weights whatever else
+            happened in the process.
     Raises: RecipeError: the group's actions or observations do not fit the algorithm.
     """
     import torch
@@ -96,7 +102,7 @@ def make_algorithm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _load(parts.network)(settings, group) if parts.network else None
-    algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device)
+    algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device, seed=seed)
     return algorithm
 
 

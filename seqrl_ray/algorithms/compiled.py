@@ -53,12 +53,12 @@ def enable(algorithm: Any, updates: int = DEFAULT_UPDATES) -> None:
     Args:
         algorithm: a `FlatLearner`.
         updates: >= 1; what is left over in a call is done eagerly.
-    Raises: RecipeError: the algorithm has no gradient steps, or there is no C++ compiler for a CPU graph.
+    Raises: RecipeError: the algorithm has no steps to compile, or there is no C++ compiler for a CPU graph.
     """
-    if not isinstance(algorithm, FlatLearner):
+    if not isinstance(algorithm, FlatLearner) or not algorithm.compiles:
         raise RecipeError(
-            f'learner.compile="on" does not fit {type(algorithm).__name__}: it takes no gradient steps. '
-            'Set learner.compile="off".'
+            f'learner.compile="on" does not fit {type(algorithm).__name__}: it has no gradient steps that '
+            'one graph could take. Set learner.compile="off".'
         )
     if algorithm.device.type == "cpu" and compiler() is None:
         raise RecipeError(
@@ -88,7 +88,7 @@ class CompiledSteps:
 
     def __call__(self, state: LearnedState, batch: Any, scalars: Sequence[Sequence[float]]) -> Progress:
         """Take `updates` steps; see `FlatLearner.steps`. `batch` has leading dimensions [k, B]."""
-        table = torch.tensor(scalars, dtype=torch.float32, device=self._device)  # [k, 3]
+        table = torch.tensor(scalars, dtype=torch.float32, device=self._device)  # [k, 4]
         progress: Progress = self._steps(state, change(batch, _contiguous), table)
         return progress
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from seqrl_ray.types import (
     ActInput,
     Array,
+    DataFacts,
     IntArray,
     Mode,
     SampleSpec,
@@ -52,6 +53,10 @@ class Algorithm(Protocol):
             total: environment copies in all actors, >= 1.
         Returns: name -> [S] float32.
         """
+        ...
+
+    def prepare(self, facts: DataFacts) -> None:
+        """Take notice of the offline data, once, before the first update of a new run; most ignore it."""
         ...
 
     def initial_state(self, slots: int) -> Any:

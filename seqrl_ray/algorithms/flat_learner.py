@@ -3,8 +3,9 @@
 All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend
 of the target network and a copy for the actors are each a few operations on that vector, whatever the
 network.
-Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, as torch.optim.Adam computes it; exploration by actor:
-Horgan et al. (2018), arXiv:1803.00933. Departs from the latter: the ladder's base may itself be annealed.
+Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, and with weight decay Loshchilov and Hutter (2019),
+arXiv:1711.05101, as torch.optim computes them; exploration by actor: Horgan et al. (2018), arXiv:1803.00933.
+Departs from the latter: the ladder's base may itself be annealed.
 Longer than a file should be, and one file, so that an algorithm and all it stands on stay one short read.
 Dims: S slots, U updates in one call, k updates in one graph, B batch, A actions, P parameters.
 """
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from seqrl_ray.errors import CheckpointError, DivergedError, RecipeError
 from seqrl_ray.losses.reduce import weighted_sum
 from seqrl_ray.settings import Settings, mutable_keys, parse
-from seqrl_ray.types import BoolArray, FloatArray, GroupSpec, IntArray, Update
+from seqrl_ray.types import BoolArray, DataFacts, FloatArray, GroupSpec, IntArray, Update
 
 BETA1, BETA2 = 0.9, 0.999
 """Adam's decay rates, as the paper recommends."""
@@ -91,10 +92,12 @@ class Optimiser:
     max_grad_norm: float
     target_tau: float = 0.0
     target_period_updates: int = 0
+    weight_decay: float = 0.0
+    warmup_updates: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Optimiser:
-        """Pick the keys out of an algorithm's settings; those of the target may be missing."""
+        """Pick the keys out of an algorithm's settings; those that have a default here may be missing."""
         return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
 
     def rate(self, progress: float) -> float:
@@ -103,6 +106,10 @@ class Optimiser:
             return self.learning_rate
         fallen = (min(progress, 1.0) - self.lr_decay_start) / (1.0 - self.lr_decay_start)
         return self.learning_rate * (1.0 - fallen * (1.0 - self.lr_end_fraction))
+
+    def warmth(self, update: int) -> float:
+        """Share of the learning rate that update number `update` (from 1) is taken with: linear to 1."""
+        return min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
 
     def target_share(self, update: int) -> float:
         """Share of the online network that the target takes over after update number `update` (from 1)."""
@@ -116,9 +123,11 @@ class FlatLearner(Generic[SettingsT]):
 
     pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
     learns: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
+    """False where `steps` cannot be one graph that gives what the eager path gives."""
 
     def __init__(
-        self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu"
+        self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
     ) -> None:
         self.settings = settings
         self.optimiser = Optimiser.of(settings)
@@ -135,6 +144,7 @@ class FlatLearner(Generic[SettingsT]):
         ):
             parameter.grad = view
         self.fused: FusedSteps | None = None
+        self._seed = seed
         self._updates = 0
         self._adam_steps = 0
 
@@ -149,6 +159,18 @@ class FlatLearner(Generic[SettingsT]):
             minibatch: one minibatch of the declared view, leading dimension [B].
         """
         raise NotImplementedError
+
+    def prepare(self, facts: DataFacts) -> None:
+        """Take notice of the offline data; here nothing follows from it."""
+        return
+
+    def drawn(self, batch: Any) -> Any:
+        """Return the batch [U, B, ...] with the random numbers that `loss` needs as columns in `extra`; those
+        that are there already are kept. Most losses draw nothing.
+
+        They follow from the seed and the number of each update alone, so that a resumed run draws them again.
+        """
+        return batch
 
     # ----------------------------------------------------------------------------- hyper-parameters
 
@@ -186,7 +208,7 @@ class FlatLearner(Generic[SettingsT]):
 
         Raises: DivergedError: a priority is not finite.
         """
-        total = len(batch.weight)
+        batch, total = self.drawn(batch), len(batch.weight)
         scalars = self._scalars(total, hparams["learning_rate"])
         parts: list[Progress] = []
         done = 0
@@ -230,9 +252,9 @@ class FlatLearner(Generic[SettingsT]):
         Args:
             state: before.
             gradient: mean gradient [P].
-            scalars: (step size with bias correction 1, root of bias correction 2, target share).
+            scalars: a row of `_scalars`.
         """
-        step_size, root_bias2, share = scalars[0], scalars[1], scalars[2]
+        step_size, root_bias2, share, decay = scalars[0], scalars[1], scalars[2], scalars[3]
         optimiser = self.optimiser
         norm = torch.linalg.vector_norm(gradient)  # []
         if optimiser.max_grad_norm:
@@ -241,6 +263,8 @@ class FlatLearner(Generic[SettingsT]):
         second = torch.addcmul(state.second_moment * BETA2, gradient, gradient, value=1.0 - BETA2)  # [P]
         step = first / (second.sqrt() / root_bias2 + optimiser.adam_eps)  # [P]
         online = state.online - step_size * step  # [P]
+        if optimiser.weight_decay:
+            online = online - decay * state.online  # [P]
         if isinstance(share, float) and share in (0.0, 1.0):
             target = online if share else state.target  # [P]
         else:
@@ -279,15 +303,19 @@ class FlatLearner(Generic[SettingsT]):
         summed, elements = weighted_sum(terms.loss, terms.weight, terms.valid)  # [], []
         return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
 
-    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float]]:
-        """Return (step size, root of bias correction 2, target share) of the next `count` updates."""
+    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float, float]]:
+        """Return (step size with bias correction 1, root of bias correction 2, target share, weight decay) of
+        the next `count` updates.
+        """
+        rates = [learning_rate * self.optimiser.warmth(self._updates + i) for i in range(1, count + 1)]
         return [
             (
-                learning_rate / (1.0 - BETA1 ** (self._adam_steps + i)),
+                rate / (1.0 - BETA1 ** (self._adam_steps + i)),
                 math.sqrt(1.0 - BETA2 ** (self._adam_steps + i)),
                 self.optimiser.target_share(self._updates + i),
+                rate * self.optimiser.weight_decay,
             )
-            for i in range(1, count + 1)
+            for i, rate in enumerate(rates, 1)
         ]
 
     def _take_over(self, progress: Progress) -> Progress:

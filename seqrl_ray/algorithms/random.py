@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seqrl_ray.algorithms.random_settings import RandomSettings
 from seqrl_ray.errors import CheckpointError, RecipeError
-from seqrl_ray.types import ActInput, Array, GroupSpec, IntArray, Mode, SampleSpec, Update
+from seqrl_ray.types import ActInput, Array, DataFacts, GroupSpec, IntArray, Mode, SampleSpec, Update
 
 
 class Random:
@@ -25,7 +25,7 @@ class Random:
     updates = 0
 
     def __init__(
-        self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu"
+        self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu", seed: int = 0
     ) -> None:
         self.settings = settings
         self.group = group
@@ -39,6 +39,9 @@ class Random:
     def sample_spec(self) -> SampleSpec:
         """Ask for plain transitions (for recipes that store what a random policy does)."""
         return SampleSpec(view="transitions")
+
+    def prepare(self, facts: DataFacts) -> None:
+        """Follow nothing from offline data."""
 
     def slot_params(self, progress: float, rank: IntArray, total: int) -> dict[str, Array]:
         """Have no acting parameters."""

@@ -72,7 +72,7 @@ class Compiling:
             for policy_id in algorithms:
                 self._begin(policy_id, "learner.compile=on")
         elif recipe.learner.compile == "auto":
-            able = {p: a for p, a in algorithms.items() if isinstance(a, FlatLearner)}
+            able = {p: a for p, a in algorithms.items() if isinstance(a, FlatLearner) and a.compiles}
             self._eager = {policy_id: _Measure() for policy_id in able if compiler() is not None}
 
     def update(self, policy_id: str, batch: TensorBatch, hparams: Mapping[str, float]) -> Update:

@@ -4,7 +4,7 @@ One step is one decision of every signal, at the same simulated second. An episo
 end is a truncation. Autoreset is same-step: the observation returned with an end is already the next
 episode's first. Built from: `net` (what is there), `simulation` (SUMO), `sensors` (what is read),
 `observation`, `rewards`, `safety` (what is shown), `audit` (what was shown), `metrics` (scores),
-`controllers` (rules in the box).
+`controllers` (rules in the box). Longer than a file should be, because one step is one story.
 
 Dims: N signals, S signals of one policy group, D features, A actions, T decisions.
 """
@@ -279,7 +279,8 @@ class TrafficEnv:
             stops.remove(offset)
             self._simulation.run_to(start_s + offset)
             for command in at.get(offset, ()):
-                if command.clears and self._vehicle_on(command.clears) and self._safety.held(command, offset):
+                waits = command.clears and any(map(self._vehicles, command.clears))
+                if waits and self._safety.held(command, offset):
                     self._simulation.show([replace(command, state=command.meanwhile)])
                     at.setdefault(offset + 1, []).append(command)
                     stops.add(offset + 1)
@@ -291,9 +292,6 @@ class TrafficEnv:
         if length_s not in samples:
             self._sensors.refresh()
         self._safety.advance(self._simulation.now_s)
-
-    def _vehicle_on(self, lanes: tuple[str, ...]) -> bool:
-        return any(map(self._vehicles, lanes))
 
     def _raw_reward(self) -> FloatArray:
         if self._reward_plugin is None:

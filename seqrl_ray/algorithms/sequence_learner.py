@@ -1,0 +1,225 @@
+"""What the return-conditioned transformers share: contexts of the last K steps, and observations as the data
+had them.
+
+An actor keeps a context per slot: return still wanted, observation, action and number of each of its last K
+decisions. It grows by one row per decision, is never rebuilt, and runs through the network at the length it
+has, all slots in one call. The statistics that observations are standardised with are learned state: they
+travel with the weights, and neither optimiser nor target touches them.
+Source: Chen et al. (2021), arXiv:2106.01345, its Gym evaluation loop. Departs from it: contexts are not
+padded to K; a discounted return (gamma < 1) is carried on as (R - r) / gamma.
+Dims: S slots, B batch, K window steps, A actions or action dimensions, D features, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, expect_names
+from seqrl_ray.errors import RecipeError
+from seqrl_ray.settings import Settings
+from seqrl_ray.types import (
+    ActInput,
+    Array,
+    DataFacts,
+    FloatArray,
+    GroupSpec,
+    IntArray,
+    SampleSpec,
+    WindowTensors,
+)
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The last K decisions of every slot, oldest first; unused places stand behind the used ones."""
+
+    wanted: FloatArray  # [S, K] float32 return still to be earned, unscaled
+    obs: Array  # [S, K, *policy_obs]
+    action: Array  # [S, K, ...]
+    timestep: IntArray  # [S, K]
+    used: IntArray  # [S], in [0, K]
+
+
+class SequenceLearner(FlatLearner[SettingsT]):
+    """Base of the return-conditioned transformers; `settings` has the keys of `decision_transformer`."""
+
+    pull: ClassVar[Literal["fragment", "episode"]] = "episode"
+    compiles: ClassVar[bool] = False  # dropout in a graph draws other numbers than the eager path
+
+    def __init__(
+        self, settings: Any, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
+    ) -> None:
+        super().__init__(settings, group, network, device=device, seed=seed)
+        self.keys = settings
+        self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
+        self.obs_mean = np.zeros(group.policy_obs.shape, np.float32)
+        self.obs_std = np.ones(group.policy_obs.shape, np.float32)
+        if group.action.kind == "box":
+            low, high = np.array(group.action.low, np.float32), np.array(group.action.high, np.float32)
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise RecipeError(
+                    f"policies.{group.policy_id}: the environment's actions have no bounds "
+                    f"({group.action.low} to {group.action.high}): they cannot be scaled to -1..1. Wrap the "
+                    "environment so that its action space is bounded."
+                )
+            shape = group.action.shape
+            self.middle = ((high + low) / 2).reshape(shape)
+            self.half = ((high - low) / 2).reshape(shape)
+
+    # ------------------------------------------------------------------------------------ declared
+
+    def sample_spec(self) -> SampleSpec:
+        """Return what replay must hand to `update`."""
+        keys = self.keys
+        return SampleSpec(
+            view="windows", window_steps=keys.window_steps, returns=True, return_gamma=keys.gamma
+        )
+
+    def slot_params(self, progress: float, rank: IntArray, total: int) -> dict[str, Array]:
+        """Return the return each slot asks for."""
+        return {"target_return": np.full(len(rank), self.keys.target_return, np.float32)}
+
+    def prepare(self, facts: DataFacts) -> None:
+        """Take over the statistics of the offline data; features that never vary are only shifted."""
+        if self._standardised:
+            deviation = np.where(facts.obs_std < 1e-6, 1.0, facts.obs_std + 1e-6)  # [*policy_obs]
+            self._load_statistics(facts.obs_mean, deviation)
+
+    # -------------------------------------------------------------------------------------- acting
+
+    def initial_state(self, slots: int) -> Context:
+        """Return empty contexts."""
+        keys, group, column = self.keys, self.group, self.group.action.column
+        shape = (slots, keys.window_steps)
+        return Context(
+            np.zeros(shape, np.float32),
+            np.zeros((*shape, *group.policy_obs.shape), group.policy_obs.dtype),
+            np.zeros((*shape, *column.shape), column.dtype),
+            np.zeros(shape, np.int64),
+            np.zeros(slots, np.int64),
+        )
+
+    def extend(self, state: Context, inputs: ActInput) -> Context:
+        """Return contexts with the decision at hand appended; a full one loses its oldest step."""
+        first = inputs.is_first  # [S]
+        slots, steps = state.wanted.shape
+        every = np.arange(slots)
+        last = np.maximum(state.used - 1, 0)  # [S] place of the decision before
+        wanted = np.where(
+            first,
+            inputs.slot_params["target_return"],
+            (state.wanted[every, last] - inputs.prev_reward) / np.float32(self.keys.gamma),
+        ).astype(np.float32)  # [S]
+        number = np.where(first, 0, state.timestep[every, last] + 1)  # [S]
+        columns: list[Array] = [c.copy() for c in (state.wanted, state.obs, state.action, state.timestep)]
+        going = ~first & (state.used > 0)  # [S]
+        columns[2][every[going], last[going]] = inputs.prev_action[going]
+        full = going & (state.used == steps)  # [S]
+        place = np.where(going, state.used - full, 0)  # [S]
+        if full.any():
+            for column in columns:
+                column[full, :-1] = column[full, 1:]
+        for column, new in zip(columns[:2] + columns[3:], (wanted, inputs.obs, number), strict=True):
+            column[every, place] = new
+        columns[2][every, place] = 0  # what is being decided
+        return Context(columns[0], columns[1], columns[2], columns[3], place + 1)
+
+    def ask(self, state: Context) -> Tensor:
+        """Return what the network says at every slot's newest step, [S, A]."""
+        longest = int(state.used.max())
+        wanted = torch.from_numpy(state.wanted[:, :longest]).to(self.device)  # [S, k]
+        obs = torch.from_numpy(np.ascontiguousarray(state.obs[:, :longest])).to(self.device)  # [S, k, *obs]
+        action = torch.from_numpy(np.ascontiguousarray(state.action[:, :longest])).to(self.device)
+        number = torch.from_numpy(np.ascontiguousarray(state.timestep[:, :longest])).to(self.device)
+        at = torch.from_numpy(state.used[:, None] - 1).to(self.device)  # [S, 1]
+        scores = self.read(self.network, wanted, obs, action, number, at)  # [S, 1, A]
+        return scores[:, 0]
+
+    def read(
+        self, network: Forward, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, *rest: Any
+    ) -> Tensor:
+        """Call a network on windows [B, K, ...] as they are stored: scales and standardises."""
+        if self._standardised:
+            mean, std = (torch.from_numpy(v).to(self.device) for v in (self.obs_mean, self.obs_std))
+            obs = (obs - mean) / std  # [B, K, *obs]
+        scores: Tensor = network(wanted / self.keys.return_scale, obs, self.scaled(action), timestep, *rest)
+        return scores
+
+    def scaled(self, action: Tensor) -> Tensor:
+        """Return continuous actions [..., *action] as -1..1; indices stay."""
+        if self.group.action.kind == "discrete":
+            return action
+        middle, half = (torch.from_numpy(v).to(self.device) for v in (self.middle, self.half))
+        return (action - middle) / half
+
+    # ------------------------------------------------------------------------------------ learning
+
+    def drawn(self, batch: WindowTensors[Tensor]) -> WindowTensors[Tensor]:
+        """Add `dropout_seed` [U], a function of the seed and the number of each update."""
+        if not self.keys.dropout or "dropout_seed" in batch.extra:
+            return batch
+        keys = [(self._seed, self._updates + u) for u in range(len(batch.weight))]
+        seeds = [int(np.random.SeedSequence(k).generate_state(1)[0]) for k in keys]
+        return replace(batch, extra={**batch.extra, "dropout_seed": torch.tensor(seeds)})
+
+    def windows(self, network: Forward, minibatch: WindowTensors[Tensor]) -> Tensor:
+        """Return the network's answer at every step of a batch of windows, [B, K, A], with dropout."""
+        if minibatch.return_to_go is None:
+            raise ValueError("minibatch.return_to_go is None, sample_spec() asks for returns")
+        valid = minibatch.valid  # [B, K]
+        clean = [
+            torch.where(valid.view(*valid.shape, *[1] * (x.dim() - 2)), x, torch.zeros_like(x))
+            for x in (minibatch.return_to_go, minibatch.obs, minibatch.action, minibatch.timestep)
+        ]
+        if not self.keys.dropout:
+            return self.read(network, *clean)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(minibatch.extra["dropout_seed"]))
+            return self.read(network, *clean, None, self.keys.dropout)
+
+    # --------------------------------------------------------------------------------------- state
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return a copy of the parameters and the observations' statistics, flat [P + 2 D]."""
+        return np.concatenate([super().weights(), self.obs_mean.ravel(), self.obs_std.ravel()])
+
+    def load_weights(self, flat: NDArray[np.float32]) -> None:
+        """Act with these from now on. Raises: CheckpointError: another size."""
+        size = self.obs_mean.size
+        super().load_weights(flat[: -2 * size])
+        self._load_statistics(flat[-2 * size : -size], flat[-size:])
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        """Return what every learner has, and the observations' statistics."""
+        return {**super().learned(), "obs_mean": self.obs_mean.copy(), "obs_std": self.obs_std.copy()}
+
+    def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
+        own = {"obs_mean", "obs_std"}
+        expect_names("learned", values, {*super().learned(), *own})
+        super().load_learned({name: value for name, value in values.items() if name not in own})
+        self._load_statistics(values["obs_mean"], values["obs_std"])
+
+    def private(self) -> dict[str, Any]:
+        """Return what every learner has, and the seed of dropout."""
+        return {**super().private(), "seed": self._seed}
+
+    def load_private(self, values: Mapping[str, Any]) -> None:
+        """Take over `private()`. Raises: CheckpointError: a name differs."""
+        expect_names("private", values, {*super().private(), "seed"})
+        super().load_private({name: value for name, value in values.items() if name != "seed"})
+        self._seed = int(values["seed"])
+
+    def _load_statistics(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
+        self.obs_mean = np.array(mean, np.float32).reshape(self.group.policy_obs.shape)
+        self.obs_std = np.array(std, np.float32).reshape(self.group.policy_obs.shape)

@@ -1,0 +1,133 @@
+"""The Decision Transformer's network: (return-to-go, observation, action) tokens in, action scores out.
+
+Source: Chen et al. (2021), arXiv:2106.01345, and its code (github.com/kzl/decision-transformer, `gym/`).
+Departs from it: the action is predicted from the observation's token alone and nothing else is predicted (its
+state and return heads are never trained); the last action of a window is no token, because no prediction
+reads it; images and masked discrete actions use the same network, with a convolutional encoder and a Tanh as
+in its `atari/`, an action table instead of a linear map, and LayerNorm over the tokens in both cases.
+Positions: the number of the decision in the episode (as the source), its place in the window, or none.
+
+Dims: B batch, K window steps, Q asked steps, E embedding, A action values or dimensions, T = 3K - 1 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from seqrl_ray.networks.encoders import ImageEncoder, encoder
+from seqrl_ray.networks.transformer import Activation, CausalTransformer, gpt2_init
+from seqrl_ray.types import GroupSpec
+
+Positions = Literal["timestep", "window", "none"]
+
+
+class DecisionTransformerSettings(Protocol):
+    """The keys of an algorithm's settings that shape this network."""
+
+    @property
+    def units(self) -> int:
+        """Width E."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+        ...
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        ...
+
+    @property
+    def activation(self) -> Activation:
+        """Of the MLPs."""
+        ...
+
+    @property
+    def window_steps(self) -> int:
+        """K."""
+        ...
+
+    @property
+    def positions(self) -> Positions:
+        """What is added to the tokens of a step."""
+        ...
+
+    @property
+    def max_timesteps(self) -> int:
+        """Rows of the timestep table; later decisions share the last one."""
+        ...
+
+
+class DecisionTransformerNet(nn.Module):
+    """Embeds three tokens per step, runs the transformer, and maps each observation's token to `outputs`."""
+
+    def __init__(self, settings: DecisionTransformerSettings, group: GroupSpec, outputs: int) -> None:
+        super().__init__()
+        units = settings.units
+        self.positions = settings.positions
+        features = encoder(group.policy_obs, group.obs, group.frame_stack)
+        image = isinstance(features, ImageEncoder)
+        self.embed_obs = nn.Sequential(
+            features, nn.Linear(features.features, units), nn.Tanh() if image else nn.Identity()
+        )
+        self.embed_return = nn.Linear(1, units)
+        self._discrete = group.action.kind == "discrete"
+        self.embed_action = (
+            nn.Embedding(group.action.n, units)
+            if self._discrete
+            else nn.Linear(group.action.column.size, units)
+        )
+        if settings.positions != "none":
+            rows = settings.max_timesteps if settings.positions == "timestep" else settings.window_steps
+            self.embed_position = nn.Embedding(rows, units)
+        self.embed_norm = nn.LayerNorm(units)
+        self.body = CausalTransformer(units, settings.layers, settings.heads, activation=settings.activation)
+        gpt2_init(self.body)
+        self.head = nn.Linear(units, outputs)
+
+    def forward(
+        self,
+        wanted: Tensor,
+        obs: Tensor,
+        action: Tensor,
+        timestep: Tensor,
+        at: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Map windows to what the head says at their steps, [B, K, A]; step k is a function of steps 0..k and
+        not of its own action.
+
+        Args:
+            wanted: [B, K] float32 returns-to-go, scaled.
+            obs: [B, K, *policy_obs].
+            action: [B, K] int64 or [B, K, *action] float32.
+            timestep: [B, K] int64 number of the decision in its episode.
+            at: [B, Q] int64 steps to answer for instead of all; returns [B, Q, A].
+            dropout: of embeddings, attention and branches.
+        """
+        steps = wanted.shape[1]
+        taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
+        asks, sees = self.embed_return(wanted[..., None]), self.embed_obs(obs)  # [B, K, E] each
+        tokens = torch.stack([asks, sees, taken], 2)  # [B, K, 3, E]
+        if self.positions == "timestep":
+            last = self.embed_position.num_embeddings - 1
+            tokens = tokens + self.embed_position(timestep.clamp(max=last))[:, :, None]  # [B, K, 3, E]
+        elif self.positions == "window":
+            tokens = tokens + self.embed_position.weight[:steps, None]  # [B, K, 3, E]
+        x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
+        x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
+        asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
+        return self.head(self.body(x, 3 * asked + 1, dropout))  # type: ignore[no-any-return]  # [B, Q, A]
+
+
+def decision_transformer_net(
+    settings: DecisionTransformerSettings, group: GroupSpec
+) -> DecisionTransformerNet:
+    """Return a network with one output per discrete action, or one per dimension of a continuous one."""
+    discrete = group.action.kind == "discrete"
+    return DecisionTransformerNet(settings, group, group.action.n if discrete else group.action.column.size)

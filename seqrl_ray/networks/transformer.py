@@ -1,0 +1,116 @@
+"""A causal transformer whose last block works only for the tokens somebody asks for.
+
+Sources: GPT-2's blocks (Radford et al. 2019) as Decision Transformer uses them (Chen et al. 2021,
+arXiv:2106.01345); post-LN: Vaswani et al. (2017), arXiv:1706.03762. Departs from them: one fused map for
+queries, keys and values; no position table here (the caller adds positions to its tokens); padding stands on
+the right, behind every token that counts, so that the causal order alone hides it and no mask is built; in
+the last block queries and MLP run for the asked tokens only, because nobody reads the others.
+Dropout is an argument and not a mode: nothing here remembers whether it is training.
+
+Dims: B batch, T tokens, Q asked tokens, E embedding, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Norm = Literal["pre", "post"]
+Activation = Literal["relu", "gelu"]
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP of width 4 E, each added to its input."""
+
+    def __init__(self, units: int, heads: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, norm
+        self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.norm1, self.norm2 = nn.LayerNorm(units), nn.LayerNorm(units)
+        self.qkv, self.out = nn.Linear(units, 3 * units), nn.Linear(units, units)
+        self.up, self.down = nn.Linear(units, 4 * units), nn.Linear(4 * units, units)
+
+    def forward(self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """Map tokens [B, T, E] to [B, T, E], or to [B, Q, E] for the tokens `at`.
+
+        Args:
+            x: float32.
+            at: [Q] or [B, Q] int64 token positions, ascending; None = all.
+            dropout: share of attention weights and of both branches' outputs that is zeroed, in [0, 1).
+        """
+        pre = self.norm == "pre"
+        heard = self._attend(self.norm1(x) if pre else x, at, dropout)  # [B, Q, E]
+        kept = x if at is None else take_tokens(x, at)  # [B, Q, E]
+        x = kept + functional.dropout(heard, dropout)  # [B, Q, E]
+        if not pre:
+            x = self.norm1(x)
+        branch = self.down(self.activation(self.up(self.norm2(x) if pre else x)))  # [B, Q, E]
+        x = x + functional.dropout(branch, dropout)  # [B, Q, E]
+        return x if pre else self.norm2(x)
+
+    def _attend(self, x: Tensor, at: Tensor | None, dropout: float) -> Tensor:
+        """Return what the tokens `at` hear of themselves and the tokens before them, [B, Q, E]."""
+        batch, tokens, units = x.shape
+        shape = (batch, -1, self.heads, units // self.heads)
+        if at is None:
+            query, key, value = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            mask = None
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            asked = functional.linear(take_tokens(x, at), weight[:units], bias[:units])  # [B, Q, E]
+            told = functional.linear(x, weight[units:], bias[units:])  # [B, T, 2 E]
+            query = asked.view(shape).transpose(1, 2)  # [B, H, Q, E/H]
+            key, value = (part.view(shape).transpose(1, 2) for part in told.chunk(2, -1))  # [B, H, T, E/H]
+            mask = torch.arange(tokens, device=x.device) <= at[..., None]  # [Q, T] or [B, Q, T]
+            mask = mask if at.dim() == 1 else mask[:, None]  # broadcasts to [B, H, Q, T]
+        heard = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )  # [B, H, Q, E/H]
+        return self.out(heard.transpose(1, 2).reshape(batch, -1, units))  # type: ignore[no-any-return]
+
+
+class CausalTransformer(nn.Module):
+    """A stack of blocks; token t is a function of tokens 0..t only."""
+
+    def __init__(
+        self, units: int, layers: int, heads: int, *, norm: Norm = "pre", activation: Activation = "relu"
+    ) -> None:
+        """Build the blocks; pre-LN ends in one more LayerNorm.
+
+        Args:
+            units: width E, a multiple of `heads`.
+            layers: blocks, >= 1.
+            heads: attention heads.
+            norm: LayerNorm before each branch, or after each sum.
+            activation: of the MLPs.
+        """
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(units, heads, norm, activation) for _ in range(layers))
+        self.final = nn.LayerNorm(units) if norm == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """Map tokens [B, T, E] to the states of all of them [B, T, E], or of the tokens `at` [B, Q, E].
+
+        Arguments as for `Block.forward`.
+        """
+        for block in self.blocks[:-1]:
+            x = block(x, None, dropout)
+        return self.final(self.blocks[-1](x, at, dropout))  # type: ignore[no-any-return]
+
+
+def gpt2_init(module: nn.Module) -> None:
+    """Draw the linear maps of `module` as GPT-2 does: weights normal of std 0.02, biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+
+
+def take_tokens(x: Tensor, at: Tensor) -> Tensor:
+    """Return the tokens `at` ([Q] or [B, Q]) of [B, T, E], as [B, Q, E]."""
+    if at.dim() == 1:
+        return x.index_select(1, at)
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
