@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from seqrl_ray import recipe, recipe_env, recipe_replay, recipe_traffic
+from seqrl_ray import recipe, recipe_data, recipe_env, recipe_replay, recipe_traffic
 from seqrl_ray.algorithms import names, settings_class
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -23,6 +23,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     '[env] kind = "traffic"': recipe_traffic.TrafficSettings,
     **{f'[algorithm] name = "{name}"': settings_class(name) for name in names()},
     "[policies.<id>]": recipe_env.PolicySettings,
+    "[data]": recipe_data.DataSettings,
+    "[[phase]]": recipe_data.PhaseSettings,
     "[actors]": recipe.ActorsSettings,
     "[replay]": recipe_replay.ReplaySettings,
     "[learner]": recipe.LearnerSettings,
@@ -54,8 +56,11 @@ def what(cls: type[BaseModel]) -> str:
 
 def skipped(cls: type[BaseModel]) -> set[str]:
     """Names that are sections of their own, or set by loading."""
-    sections = {"env", "algorithm", "policies", "actors", "replay", "learner", "evaluation", "stop", "folder"}
-    return sections if cls is recipe.Recipe else {"kind"}
+    sections = {"env", "algorithm", "policies", "data", "phase", "actors", "replay", "learner"}
+    sections |= {"evaluation", "stop", "folder"}
+    if cls is recipe.Recipe:
+        return sections
+    return set() if cls is recipe_data.PhaseSettings else {"kind"}
 
 
 def row(name: str, info: FieldInfo) -> str:

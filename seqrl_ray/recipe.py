@@ -10,16 +10,16 @@ A resolved recipe holds every key with its value; `dump` writes it so that loadi
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.recipe_data import DataSettings, PhaseSettings
 from seqrl_ray.recipe_env import (
     AtariSettings,
     GymSettings,
@@ -28,8 +28,9 @@ from seqrl_ray.recipe_env import (
     PolicySettings,
 )
 from seqrl_ray.recipe_replay import ReplaySettings
+from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.recipe_traffic import TrafficSettings
-from seqrl_ray.settings import NONE, Settings, key, parse
+from seqrl_ray.settings import Settings, key, parse
 
 EnvSettings = Annotated[
     GymSettings | MujocoSettings | AtariSettings | PettingZooSettings | TrafficSettings,
@@ -129,9 +130,13 @@ class EvaluationSettings(Settings):
 
 
 class StopSettings(Settings):
-    """When a run ends; `env_steps` is also the budget that every schedule is a share of."""
+    """When a run ends. What is spent of the offline phase's updates and of `env_steps` is also what every
+    schedule is a share of; with both, each is half of the run.
+    """
 
-    env_steps: int = key(description="vector-slot steps of the whole run", unit="steps", ge=1)
+    env_steps: int = key(
+        0, "vector-slot steps of the online phase; every run that has one gives it", unit="steps", ge=0
+    )
     updates: int = key(0, "stop after this many updates; 0 = no limit", unit="updates", ge=0)
     wall_s: float = key(0.0, "stop after this long; 0 = no limit", unit="s", ge=0.0)
 
@@ -149,11 +154,15 @@ class Recipe(Settings):
     policies: dict[str, PolicySettings] = key(
         {"shared": PolicySettings()}, "policy id -> who it drives", min_length=1
     )
+    data: DataSettings | None = key(None, "offline data")
+    phase: tuple[PhaseSettings, ...] = key(
+        (PhaseSettings(kind="online"),), "what the run does, in order", min_length=1
+    )
     actors: ActorsSettings = ActorsSettings()
     replay: ReplaySettings = ReplaySettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    stop: StopSettings
+    stop: StopSettings = StopSettings()
     folder: str | None = key(None, "where relative files of [env] resolve; set by loading")
 
     @model_validator(mode="after")
@@ -174,6 +183,49 @@ class Recipe(Settings):
                 "batches would hold the same items several times. Raise replay.min_items."
             )
         return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Recipe:
+        kinds = [phase.kind for phase in self.phase]
+        if kinds not in (["online"], ["offline"], ["offline", "online"]):
+            raise ValueError(
+                f"phase kinds {kinds} are not online, offline, or offline then online: no other order of "
+                "phases is there. Change [[phase]]."
+            )
+        if "offline" in kinds and self.data is None:
+            raise ValueError(
+                "an offline phase without [data]: there is nothing to learn from. Add [data] source."
+            )
+        if ("online" in kinds) != (self.stop.env_steps > 0):
+            raise ValueError(
+                f"stop.env_steps={self.stop.env_steps} with phases {kinds}: an online phase needs it, and "
+                "nothing else can spend it. Set stop.env_steps, or change [[phase]]."
+            )
+        if self.data is not None and (self.replay.wiring == "service" or self.replay.shards > 1):
+            raise ValueError(
+                f"[data] with replay.wiring={self.replay.wiring!r} and replay.shards={self.replay.shards}: "
+                "offline data is loaded by the learner's own shard only. Leave both keys out."
+            )
+        return self
+
+    @property
+    def offline_updates(self) -> int:
+        """Updates of each policy before anybody acts."""
+        return sum(phase.updates for phase in self.phase)
+
+    def spent(self, offline_updates: int, env_steps: int) -> float:
+        """Share of the run that is over, in [0, 1]; each kind of phase is an equal part.
+
+        Args:
+            offline_updates: updates of the offline phase done, of the policy that is furthest behind.
+            env_steps: vector-slot steps done.
+        """
+        parts = []
+        if self.offline_updates:
+            parts.append(min(1.0, offline_updates / self.offline_updates))
+        if self.stop.env_steps:
+            parts.append(min(1.0, env_steps / self.stop.env_steps))
+        return sum(parts) / len(parts)
 
     def env_copies(self) -> int:
         """Environment copies in all actors."""
@@ -308,68 +360,27 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         value = text
     current: Any = table
     for part in parts[:-1]:
-        current = current.setdefault(part, {})
-        if not isinstance(current, dict):
+        if isinstance(current, list) and part.isdigit() and int(part) < len(current):
+            current = current[int(part)]  # phase.0.updates
+            continue
+        current = current.setdefault(part, {}) if isinstance(current, dict) else None
+        if not isinstance(current, dict | list):
             raise RecipeError(
                 f"{override!r} reaches into {part}, which is a value and not a table. Correct the key."
             )
+    if not isinstance(current, dict):
+        raise RecipeError(f"{override!r} ends in a list, not in a table. Correct the key.")
     current[parts[-1]] = value
 
 
 def dump(recipe: Recipe) -> str:
     """Return the resolved recipe as TOML; loading it gives an equal recipe."""
-    lines: list[str] = []
-    _write_table(_table(recipe), "", lines)
-    return "\n".join(lines).strip() + "\n"
+    return to_toml(recipe)
 
 
 def write(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe to `path`."""
     path.write_text(dump(recipe), encoding="utf-8")
-
-
-def _table(settings: BaseModel) -> dict[str, Any]:
-    """TOML has no null: a key that is None by default is left out, any other that is None says so."""
-    table = settings.model_dump(mode="json")
-    for name, info in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            table[name] = _table(value)
-        elif value is None and info.default is not None:
-            table[name] = NONE
-    return table
-
-
-def _write_table(table: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
-    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
-    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    if prefix and (plain or not nested):
-        lines.append(f"\n[{prefix}]")
-    lines.extend(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in plain.items())
-    for name, value in nested.items():
-        _write_table(value, f"{prefix}.{_toml_key(name)}" if prefix else _toml_key(name), lines)
-
-
-def _toml_key(name: str) -> str:
-    bare = name and all((c.isalnum() and c.isascii()) or c in "_-" for c in name)
-    return name if bare else json.dumps(name)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, float):
-        text = repr(value)
-        return text if any(c in text for c in ".enf") else text + ".0"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    raise TypeError(f"no TOML for {type(value).__name__}")
 
 
 def run_folder_name(recipe: Recipe, stamp: str) -> str:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "top": RECIPE | {"envs", "algorithms", "loops", "runtime", "report", "torch", "rich", "typer"},
 }
 TOP = {"api", "bench", "check", "cli"}
-RECIPE_LAYER = {"recipe", "recipe_env", "recipe_replay", "recipe_traffic"}
+RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 DATA_FOLDERS = ("envs", "tune", "cluster", "docker")

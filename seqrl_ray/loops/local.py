@@ -57,6 +57,7 @@ class LocalSession:
         if resume is not None:
             self._restore(resume)
         else:
+            self.trainer.load_data()
             self.trainer.source.offer(learner.all_weights(0.0))
 
     @property

@@ -36,8 +36,10 @@ class ProgressLine:
         if not self.live and not finished and time.monotonic() - self._last_plain < self.plain_every_s:
             return
         self._last_plain = time.monotonic()
-        rate = row["env_steps_per_s"]
+        rate, offline = row["env_steps_per_s"], self.recipe.offline_updates
         left = (self.recipe.stop.env_steps - row["env_steps"]) / rate if rate > 0 else None
+        if row["updates"] < offline and row["updates_per_s"] > 0:
+            left = (offline - row["updates"]) / row["updates_per_s"]  # of this phase
         lag = row.get("policy_lag_p50")
         parts = [
             f"{self.recipe.name} {row['progress']:4.0%}",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.offline import load_into, open_data
 from seqrl_ray.loops.rollout import Rollout
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
@@ -119,22 +120,43 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run's step budget that is spent."""
-        return min(1.0, self.counters.env_steps / self.recipe.stop.env_steps)
+        """Share of the run that is over."""
+        fewest = min(a.updates for a in self.learner.algorithms.values())
+        return self.recipe.spent(fewest, self.counters.env_steps)
+
+    @property
+    def offline(self) -> bool:
+        """The offline phase is not over: nobody acts."""
+        return any(self._offline_left(policy_id) for policy_id in self.shards)
 
     @property
     def done(self) -> bool:
         """The budget is spent."""
         updates = self.recipe.stop.updates
-        return self.counters.env_steps >= self.recipe.stop.env_steps or bool(
-            updates and self.learner.updates >= updates
-        )
+        over = not self.offline and self.counters.env_steps >= self.recipe.stop.env_steps
+        return over or bool(updates and self.learner.updates >= updates)
+
+    def load_data(self) -> None:
+        """Begin a new run's replay with its offline data, where it has some."""
+        groups = {policy_id: shard.group for policy_id, shard in self.shards.items()}
+        offline = open_data(self.recipe, groups)
+        if offline is None:
+            return
+        for policy_id, shard in self.shards.items():
+            items = load_into(offline, shard, self.learner.algorithms[policy_id])
+            self.pacing[policy_id].count_inserted(items)
+        self._begin_online()
 
     def turn(self) -> None:
-        """Take what there is, learn what pacing allows after each fragment, offer the new weights."""
-        for actor, fragment in self.source.poll():
-            self.insert(actor, fragment)
-            self.learn()
+        """Take what there is, learn what pacing allows after each fragment, offer the new weights; or, in the
+        offline phase, learn from one draw.
+        """
+        if self.offline:
+            self._learn_offline()
+        else:
+            for actor, fragment in self.source.poll():
+                self.insert(actor, fragment)
+                self.learn()
         if self.saving is not None and self.saving.step():
             self.saving = None
         self.source.offer(
@@ -161,18 +183,40 @@ class Trainer:
         reply = self.shards[trajectory.policy_id].insert(trajectory)
         self.pacing[trajectory.policy_id].count_inserted(reply.items)
 
+    def _offline_left(self, policy_id: str) -> int:
+        algorithm = self.learner.algorithms[policy_id]
+        return max(0, self.recipe.offline_updates - algorithm.updates) if algorithm.learns else 0
+
+    def _learn_offline(self) -> None:
+        """One draw for every policy that is not through."""
+        for policy_id in self.shards:
+            left = self._offline_left(policy_id)
+            if left:
+                self._draw(policy_id, min(left, self.recipe.learner.updates_per_call))
+        if not self.offline:
+            self._begin_online()
+
+    def _begin_online(self) -> None:
+        """Count samples per insert from here on: what the data gave and took is no part of the ratio."""
+        for pacing in self.pacing.values():
+            pacing.retune(self.recipe.replay.samples_per_insert, self.recipe.replay.band_items)
+
+    def _draw(self, policy_id: str, updates: int) -> None:
+        """Draw so many minibatches, learn from them, and write priorities back."""
+        shard, size = self.shards[policy_id], self.recipe.learner.batch_size
+        batch = shard.sample(updates, size, beta=self.recipe.replay.beta(self.progress))
+        self.pacing[policy_id].count_sampled(updates * size)
+        priorities = self.learner.update(policy_id, batch, self.progress)
+        self.counters.stale_priorities += shard.update_priorities(batch.ids, priorities)
+
     def learn(self) -> int:
         """Update every policy until pacing says no; returns the updates done."""
-        updates, batch_size = self.recipe.learner.updates_per_call, self.recipe.learner.batch_size
         before = self.learner.updates
-        for policy_id, shard in self.shards.items():
+        for policy_id in self.shards:
             pacing = self.pacing[policy_id]
             learns = self.learner.algorithms[policy_id].learns
             while learns and pacing.may_sample() and not self.done:
-                batch = shard.sample(updates, batch_size, beta=self.recipe.replay.beta(self.progress))
-                pacing.count_sampled(updates * batch_size)
-                priorities = self.learner.update(policy_id, batch, self.progress)
-                self.counters.stale_priorities += shard.update_priorities(batch.ids, priorities)
+                self._draw(policy_id, self.recipe.learner.updates_per_call)
         return self.learner.updates - before
 
     def take_finished(self) -> list[Finished]:
@@ -260,8 +304,10 @@ def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int, *, paced: bool = T
     ahead = spec.n_step if spec.view == "transitions" else spec.window_steps
     burst = -(-(recipe.actors.fragment_steps + ahead) * slots // spec.period_steps)
     if spec.returns or recipe.replay.sampler in ("by_length", "by_return"):
-        # An item waits for its episode's end: one insert may release all that is stored.
-        burst = -(-recipe.replay.capacity_steps // spec.period_steps)
+        # An item waits for its episode's end: one insert may release whole episodes, or all that is stored.
+        longest = getattr(recipe.env, "max_episode_steps", None)
+        rows = recipe.replay.capacity_steps if longest is None else (longest + 1) * slots
+        burst = -(-min(rows, recipe.replay.capacity_steps) // spec.period_steps)
     return Pacing(
         recipe.replay.samples_per_insert if paced else None,
         recipe.replay.min_items,

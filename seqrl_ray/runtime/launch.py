@@ -176,9 +176,13 @@ def _check_room(recipe: Recipe, cpus: float, threads: int, shards: int) -> None:
 
 
 def wiring(recipe: Recipe, cpus: float) -> str:
-    """Resolve `replay.wiring`: service for several shards or on a large machine, colocated otherwise."""
+    """Resolve `replay.wiring`: service for several shards or on a large machine, colocated otherwise and
+    with offline data.
+    """
     if recipe.replay.wiring != "auto":
         return recipe.replay.wiring
+    if recipe.data is not None:
+        return "colocated"
     return "service" if recipe.replay.shards > 1 or cpus > SMALL_MACHINE_CORES else "colocated"
 
 

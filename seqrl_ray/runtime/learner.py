@@ -72,14 +72,12 @@ class RemoteSource:
         self._next_look = 0.0
 
     def add(self, index: int, actor: Any, *, replacement: bool) -> None:
-        """Pull from this actor from now on."""
+        """Pull from this actor from the next `poll` on: in an offline phase nobody asks it for anything."""
         self.actors[index] = actor
         self._sent_versions.pop(index, None)
         self._heard.discard(index)
         if replacement:
             self._awaited.add(index)
-        if self.recipe.actors.in_flight > 1:
-            self._arm(index)
 
     def offer(self, weights: Mapping[str, Weights]) -> None:
         """Send these weights with the next requests; serialised once per version."""
@@ -90,9 +88,8 @@ class RemoteSource:
 
     def poll(self) -> Sequence[tuple[str, Fragment]]:
         """Return the fragments that are ready, waiting a tenth of a second at most."""
-        if self.recipe.actors.in_flight == 1:  # lock-step: asked only now, with the weights just offered
-            for index in self.actors:
-                self._arm(index)
+        for index in self.actors:  # in lock-step asked only now, with the weights just offered
+            self._arm(index)
         if not self._calls:
             time.sleep(0.02)
             return []
@@ -205,6 +202,8 @@ class ColocatedLearner:
         if resume is not None:
             checkpoints.verify(resume)
             self.trainer.load(resume)
+        else:
+            self.trainer.load_data()
         learner.epoch += epoch
         self.restored = {"env_steps": self.trainer.counters.env_steps, "updates": learner.updates}
         self.publisher = Publisher(recipe.learner.publish_every_s)
