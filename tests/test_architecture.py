@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": RECIPE | {"torch"},
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
     "data": RECIPE | {"replay", "numpy", "pyarrow"},
-    "loops": RECIPE | {"envs", "replay", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
+    "loops": RECIPE
+    | {"envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"loops", "runtime", "ray"},

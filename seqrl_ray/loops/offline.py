@@ -7,8 +7,10 @@ memory (or, under `replay.memory_bytes`, in a memory map of its own).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.data.dataset import Dataset, obs_mean_std, select, trajectories
@@ -76,7 +78,7 @@ def open_data(recipe: Recipe, groups: dict[str, GroupSpec]) -> Offline | None:
             "policy."
         )
     (group,) = groups.values()
-    for what in ("obs", "action", "frame_stack", "masked"):
+    for what in ("obs", "action", "frame_stack"):
         has, wants = getattr(dataset.group, what), getattr(group, what)
         if has != wants:
             raise RecipeError(
@@ -100,7 +102,17 @@ def open_data(recipe: Recipe, groups: dict[str, GroupSpec]) -> Offline | None:
 
 
 def load_into(offline: Offline, shard: ReplayShard, algorithm: Algorithm) -> int:
-    """Insert the data and tell the algorithm about it; returns the items that became sampleable."""
+    """Insert the data and tell the algorithm about it; returns the items that became sampleable.
+
+    Action masks are the environment's business: those of data that was collected under a mask are left out
+    where the run's own environment has none, and every action counts as legal where only the run has them.
+    """
     algorithm.prepare(offline.facts())
-    chunks = trajectories(offline.dataset, episodes=offline.episodes, policy_id=shard.group.policy_id)
-    return sum(shard.insert(chunk).items for chunk in chunks)
+    items = 0
+    for chunk in trajectories(offline.dataset, episodes=offline.episodes, policy_id=shard.group.policy_id):
+        columns = {name: column for name, column in chunk.columns.items() if name != "legal"}
+        if shard.group.masked:
+            every = np.ones((chunk.rows, shard.group.action.n), np.bool_)  # [R, A]
+            columns["legal"] = chunk.columns.get("legal", every)
+        items += shard.insert(replace(chunk, columns=columns)).items
+    return items
