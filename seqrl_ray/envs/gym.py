@@ -5,6 +5,8 @@ its own seed from the seed stream; autoreset is same-step, so no step is ever a 
 hot path (`seqrl check` runs ours once); observations are written once, into one array, in the type they are
 stored in.
 
+Metrics of an environment's own are added to an episode's; `seqrl_ray.envs.own_metrics` says how.
+
 Lifetime of observations: `Step.obs` is one of two buffers used in turn. It stays untouched during the next
 `step` and is overwritten by the one after; copy it to keep it longer. Every other array is the caller's to
 keep.
@@ -25,6 +27,7 @@ import numpy as np
 
 from seqrl_ray.envs.grouping import AGENT, AgentInfo, assign
 from seqrl_ray.envs.loading import check_kwargs, load_callable
+from seqrl_ray.envs.own_metrics import own_metrics, promised
 from seqrl_ray.envs.replaying import digest, in_copy_order, not_deterministic
 from seqrl_ray.envs.spaces import OBSERVATION_KEY, action_codec, given_mask, obs_codec, split_mask
 from seqrl_ray.errors import EnvError, did_you_mean
@@ -90,6 +93,7 @@ class GymEnv:
         codec = obs_codec(space, settings.id)
         self._encode = codec.encode
         self._action = action_codec(first.action_space, settings.id)
+        self._promised = promised(first.unwrapped)
         discrete = self._action.spec.kind == "discrete"
         self._masked = discrete and (self._mask_in_obs or settings.mask_key in first.reset(seed=0)[1])
         agent = AgentInfo(AGENT, codec.spec, self._action.spec, masked=self._masked)
@@ -263,7 +267,8 @@ class GymEnv:
         for end in ended:
             e = end.env
             terminated[e], is_first[e] = end.terminated, True
-            steps, metrics = self._tick - self._opened[e], {"return": float(self._return[e])}
+            own = own_metrics(end.info, self._promised, self._settings.id)
+            steps, metrics = self._tick - self._opened[e], {"return": float(self._return[e]), **own}
             episodes.append(EpisodeEnd(e, self._seed[e], steps, metrics))
             self._begin(e)
         step = self._step(np.array(rewards, np.float32), terminated, is_first, ended)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from seqrl_ray.envs.loading import load_callable
+from seqrl_ray.envs.own_metrics import promised
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe import EnvSettings
 from seqrl_ray.recipe_env import AtariSettings, GymSettings, PettingZooSettings, PolicySettings
@@ -85,8 +87,17 @@ def make_env(
     )
 
 
-def metric_names(env: EnvSettings, policies: Mapping[str, PolicySettings]) -> tuple[str, ...]:
-    """Names of the metrics every episode of an evaluation has."""
+def metric_names(
+    env: EnvSettings, policies: Mapping[str, PolicySettings], folder: Path | None = None
+) -> tuple[str, ...]:
+    """Names of the metrics every episode of an evaluation has.
+
+    Args:
+        env: the `[env]` table of a recipe.
+        policies: policy id -> which agents it drives.
+        folder: where the recipe stands; a `module:callable` may be beside it.
+    Raises: EnvError: a `module:callable` that cannot be found.
+    """
     if env.kind == "traffic":
         from seqrl_ray.envs.traffic.metrics import EMISSION_METRICS, METRICS
 
@@ -94,6 +105,8 @@ def metric_names(env: EnvSettings, policies: Mapping[str, PolicySettings]) -> tu
     if env.kind == "pettingzoo":
         of_policies = tuple(f"return_{policy_id}" for policy_id in policies) if len(policies) > 1 else ()
         return ("return", "return_total", *of_policies)
+    if isinstance(env, GymSettings) and ":" in env.id:
+        return ("return", *promised(load_callable(env.id, folder)))
     return ("return",)
 
 

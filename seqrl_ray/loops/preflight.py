@@ -73,7 +73,8 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
 
 
 def _check_headline(recipe: Recipe) -> None:
-    known, headline = metric_names(recipe.env, recipe.policies), recipe.evaluation.headline
+    known = metric_names(recipe.env, recipe.policies, Path(str(recipe.folder)))
+    headline = recipe.evaluation.headline
     if headline not in known:
         raise RecipeError(
             f"evaluation.headline={headline!r} is not a metric of this environment: there is nothing to "

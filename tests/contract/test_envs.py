@@ -10,6 +10,15 @@ from seqrl_ray.envs.make import make_env
 from seqrl_ray.recipe import load, shipped
 
 NEEDS = {"atari": "ale_py", "mujoco": "mujoco"}
+TOYS = [
+    "RecallCorridor",
+    "MinedChain",
+    "Endless",
+    "PaddleBricks",
+    "ShortestPathGraph",
+    "KeyToDoor",
+    "StitchGrid",
+]
 RECIPES = [name for name in shipped() if not name.startswith("traffic/")]
 
 
@@ -44,7 +53,7 @@ def test_pettingzoos_own_api_test_accepts_the_toy_with_departures_spoken():
     pettingzoo_test.parallel_api_test(DoorGrid(), num_cycles=100)
 
 
-@pytest.mark.parametrize("name", ["RecallCorridor", "MinedChain", "Endless", "PaddleBricks"])
+@pytest.mark.parametrize("name", TOYS)
 def test_gymnasiums_own_checker_accepts_the_toys(name):
     from gymnasium.utils.env_checker import check_env as gymnasium_check
 

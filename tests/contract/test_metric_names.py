@@ -13,6 +13,10 @@ from seqrl_ray.loops.evaluate import evaluate
     ("recipe", "overrides"),
     [
         ("classic/mined_chain", []),
+        ("classic/cartpole", []),
+        ("classic/graph_random", []),
+        ("classic/key_to_door_random", []),
+        ("classic/grid_stitch_random", []),
         ("atari/pong", ["env.max_episode_frames=400"]),
         ("multi_agent/door_grid", []),
         ("multi_agent/door_grid_two_policies", []),

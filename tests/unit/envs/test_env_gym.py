@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -5,11 +6,15 @@ import gymnasium
 import numpy as np
 import pytest
 
+from seqrl_ray.api import read_recipe
 from seqrl_ray.envs.gym import GymEnv
-from seqrl_ray.envs.make import controllers, make_env
+from seqrl_ray.envs.make import controllers, make_env, metric_names
+from seqrl_ray.envs.own_metrics import TAKEN
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
 from seqrl_ray.errors import EnvError, RecipeError
+from seqrl_ray.loops.run_folder import RunFolder
 from seqrl_ray.recipe_env import GymSettings, PolicySettings
+from seqrl_ray.types import EpisodeEnd
 
 HERE = Path(__file__).parent
 P = {"p": PolicySettings()}
@@ -269,3 +274,38 @@ def test_closing_twice_is_fine():
 def test_a_class_without_spaces_is_told_what_it_lacks():
     with pytest.raises(EnvError, match="NoSpaces without observation_space, action_space"):
         make("NoSpaces")
+
+
+def test_an_environments_own_metrics_are_those_of_the_last_step():
+    for settings in ({"kwargs": {"limit": 3}}, {"kwargs": {"limit": 9}, "max_episode_steps": 3}):
+        env = make("Scored", num_envs=1, **settings)
+        env.reset()
+        ends = [end for _ in range(3) for end in act(env, 1).episodes]
+        assert [dict(end.metrics) for end in ends] == [{"return": 3.0, "clock": 3.0, "early": 0.0}]
+        assert {type(value) for value in ends[0].metrics.values()} == {float}
+    assert metric_names(GymSettings(id="env_cases:Scored"), P, HERE) == ("return", "clock")
+    assert metric_names(GymSettings(id="env_cases:Countdown"), P, HERE) == ("return",)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"other": 1.0}, "is without 'clock', which its class promises"),
+        ({"clock": 1, "return": 2}, "has 'return', which means something else"),
+        ({"clock": 1, "seed": 2}, "has 'seed', which means something else"),
+        ({"clock": "late"}, "has 'clock', which is no number"),
+    ],
+)
+def test_wrong_metrics_of_an_environment_are_refused(given, words):
+    env = make("Scored", num_envs=1, kwargs={"limit": 1, "given": given})
+    env.reset()
+    with pytest.raises(EnvError, match=words):
+        act(env, 0)
+
+
+def test_names_of_metrics_that_are_taken_are_those_of_a_row_of_an_episode(tmp_path):
+    folder = RunFolder(tmp_path / "run", read_recipe("classic/cartpole"), resumed=False)
+    folder.episodes([EpisodeEnd(0, 1, 2, {"return": 3.0})], actor="0", env_steps=4)
+    folder.close()
+    (row,) = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert set(json.loads(row)) == TAKEN
