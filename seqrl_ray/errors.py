@@ -36,6 +36,10 @@ class ReplayError(SeqrlError):
     """The experience service was asked for something its rules refuse."""
 
 
+class DataError(SeqrlError):
+    """An offline dataset is missing, damaged, or does not fit what is asked of it."""
+
+
 class DivergedError(SeqrlError):
     """Learning gave a value that is not finite; going on would spread it to every weight and priority."""
 

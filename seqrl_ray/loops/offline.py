@@ -68,8 +68,8 @@ def open_data(recipe: Recipe, groups: dict[str, GroupSpec]) -> Offline | None:
     keys, folder = recipe.data, locate(recipe)
     if folder is None:
         raise RecipeError(
-            f"data.source={keys.source!r} is no folder beside the recipe or in ./{FOLDER}: there is nothing to "
-            "learn from. Collect or import it (seqrl data --help), or name data.collect."
+            f"data.source={keys.source!r} is no folder beside the recipe or in ./{FOLDER}: there is nothing "
+            "to learn from. Collect or import it (seqrl data --help), or name data.collect."
         )
     dataset = Dataset.open(folder)
     if len(groups) != 1:
@@ -96,7 +96,7 @@ def open_data(recipe: Recipe, groups: dict[str, GroupSpec]) -> Offline | None:
     if offline.rows > recipe.replay.capacity_steps:
         raise RecipeError(
             f"replay.capacity_steps={recipe.replay.capacity_steps} is below the {offline.rows} rows of "
-            f"{keys.source!r} that the run uses: the first episodes would be lost. Raise it, or filter [data]."
+            f"{keys.source!r} that the run uses: the first episodes would be lost. Raise it, or filter."
         )
     return offline
 
