@@ -43,6 +43,11 @@ _ALGORITHMS = {
         settings="algorithms.random_settings:RandomSettings",
         network="",
     ),
+    "sac": _Parts(
+        algorithm="algorithms.sac:Sac",
+        settings="algorithms.sac_settings:SacSettings",
+        network="networks.actor_critic:actor_critic",
+    ),
     "toy_recurrent": _Parts(
         algorithm="algorithms.toy_recurrent:ToyRecurrent",
         settings="algorithms.toy_recurrent_settings:ToyRecurrentSettings",
@@ -85,7 +90,8 @@ def make_algorithm(
         settings: an instance of `settings_class(name)`.
         group: what the policy sees and does.
         device: torch device; "auto" = CUDA where there is one.
-        seed: of the first weights; equal seeds give equal weights whatever else happened in the process.
+        seed: of the first weights, and of what updates draw; equal seeds give equal weights whatever else
+            happened in the process.
     Raises: RecipeError: the group's actions or observations do not fit the algorithm.
     """
     import torch
@@ -96,7 +102,7 @@ def make_algorithm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _load(parts.network)(settings, group) if parts.network else None
-    algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device)
+    algorithm: Algorithm = _load(parts.algorithm)(settings, group, network, device=device, seed=seed)
     return algorithm
 
 

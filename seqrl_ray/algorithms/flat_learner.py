@@ -118,7 +118,7 @@ class FlatLearner(Generic[SettingsT]):
     learns: ClassVar[bool] = True
 
     def __init__(
-        self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu"
+        self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
     ) -> None:
         self.settings = settings
         self.optimiser = Optimiser.of(settings)
@@ -135,6 +135,7 @@ class FlatLearner(Generic[SettingsT]):
         ):
             parameter.grad = view
         self.fused: FusedSteps | None = None
+        self._seed = seed
         self._updates = 0
         self._adam_steps = 0
 
@@ -149,6 +150,14 @@ class FlatLearner(Generic[SettingsT]):
             minibatch: one minibatch of the declared view, leading dimension [B].
         """
         raise NotImplementedError
+
+    def drawn(self, batch: Any) -> Any:
+        """Return the batch [U, B, ...] with the random numbers that `loss` needs as columns in `extra`; those
+        that are there already are kept. Most losses draw nothing.
+
+        They follow from the seed and the number of each update alone, so that a resumed run draws them again.
+        """
+        return batch
 
     # ----------------------------------------------------------------------------- hyper-parameters
 
@@ -186,7 +195,7 @@ class FlatLearner(Generic[SettingsT]):
 
         Raises: DivergedError: a priority is not finite.
         """
-        total = len(batch.weight)
+        batch, total = self.drawn(batch), len(batch.weight)
         scalars = self._scalars(total, hparams["learning_rate"])
         parts: list[Progress] = []
         done = 0

@@ -25,7 +25,7 @@ class Random:
     updates = 0
 
     def __init__(
-        self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu"
+        self, settings: RandomSettings, group: GroupSpec, network: None, *, device: str = "cpu", seed: int = 0
     ) -> None:
         self.settings = settings
         self.group = group
