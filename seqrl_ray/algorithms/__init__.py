@@ -48,6 +48,11 @@ _ALGORITHMS = {
         settings="algorithms.random_settings:RandomSettings",
         network="",
     ),
+    "sac": _Parts(
+        algorithm="algorithms.sac:Sac",
+        settings="algorithms.sac_settings:SacSettings",
+        network="networks.actor_critic:actor_critic",
+    ),
     "toy_recurrent": _Parts(
         algorithm="algorithms.toy_recurrent:ToyRecurrent",
         settings="algorithms.toy_recurrent_settings:ToyRecurrentSettings",

@@ -212,7 +212,7 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
     "unknown algorithm": (
         ["mine.toml", "algorithm.name=dobule_dqn"],
         "algorithm.name='dobule_dqn' is not an algorithm. Did you mean \"double_dqn\"? "
-        "Known: double_dqn, dqn, random, toy_recurrent, toy_window.",
+        "Known: double_dqn, dqn, random, sac, toy_recurrent, toy_window.",
     ),
     "algorithm and actions do not fit": (
         ["mine.toml", "env.id=Pendulum-v1"],
