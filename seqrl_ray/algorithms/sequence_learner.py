@@ -13,7 +13,7 @@ Dims: S slots, B batch, K window steps, A actions or action dimensions, D featur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -28,7 +28,6 @@ from seqrl_ray.types import (
     ActInput,
     Array,
     DataFacts,
-    FloatArray,
     GroupSpec,
     IntArray,
     SampleSpec,
@@ -38,15 +37,11 @@ from seqrl_ray.types import (
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-@dataclass(frozen=True)
-class Context:
-    """The last K decisions of every slot, oldest first; unused places stand behind the used ones."""
-
-    wanted: FloatArray  # [S, K] float32 return still to be earned, unscaled
-    obs: Array  # [S, K, *policy_obs]
-    action: Array  # [S, K, ...]
-    timestep: IntArray  # [S, K]
-    used: IntArray  # [S], in [0, K]
+Context = dict[str, Array]
+"""The last K decisions of every slot, oldest first; unused places stand behind the used ones:
+wanted [S, K] float32 return still to be earned, unscaled; obs [S, K, *policy_obs]; action [S, K, ...]; timestep
+[S, K] int64; used [S] int64 in [0, K].
+"""
 
 
 class SequenceLearner(FlatLearner[SettingsT]):
@@ -100,49 +95,45 @@ class SequenceLearner(FlatLearner[SettingsT]):
         """Return empty contexts."""
         keys, group, column = self.keys, self.group, self.group.action.column
         shape = (slots, keys.window_steps)
-        return Context(
-            np.zeros(shape, np.float32),
-            np.zeros((*shape, *group.policy_obs.shape), group.policy_obs.dtype),
-            np.zeros((*shape, *column.shape), column.dtype),
-            np.zeros(shape, np.int64),
-            np.zeros(slots, np.int64),
-        )
+        return {
+            "wanted": np.zeros(shape, np.float32),
+            "obs": np.zeros((*shape, *group.policy_obs.shape), group.policy_obs.dtype),
+            "action": np.zeros((*shape, *column.shape), column.dtype),
+            "timestep": np.zeros(shape, np.int64),
+            "used": np.zeros(slots, np.int64),
+        }
 
     def extend(self, state: Context, inputs: ActInput) -> Context:
         """Return contexts with the decision at hand appended; a full one loses its oldest step."""
-        first = inputs.is_first  # [S]
-        slots, steps = state.wanted.shape
+        first, used = inputs.is_first, state["used"]  # [S], [S]
+        slots, steps = state["wanted"].shape
         every = np.arange(slots)
-        last = np.maximum(state.used - 1, 0)  # [S] place of the decision before
-        wanted = np.where(
-            first,
-            inputs.slot_params["target_return"],
-            (state.wanted[every, last] - inputs.prev_reward) / np.float32(self.keys.gamma),
-        ).astype(np.float32)  # [S]
-        number = np.where(first, 0, state.timestep[every, last] + 1)  # [S]
-        columns: list[Array] = [c.copy() for c in (state.wanted, state.obs, state.action, state.timestep)]
-        going = ~first & (state.used > 0)  # [S]
-        columns[2][every[going], last[going]] = inputs.prev_action[going]
-        full = going & (state.used == steps)  # [S]
-        place = np.where(going, state.used - full, 0)  # [S]
-        if full.any():
-            for column in columns:
-                column[full, :-1] = column[full, 1:]
-        for column, new in zip(columns[:2] + columns[3:], (wanted, inputs.obs, number), strict=True):
-            column[every, place] = new
-        columns[2][every, place] = 0  # what is being decided
-        return Context(columns[0], columns[1], columns[2], columns[3], place + 1)
+        last = np.maximum(used - 1, 0)  # [S] place of the decision before
+        going = ~first & (used > 0)  # [S]
+        left = (state["wanted"][every, last] - inputs.prev_reward) / np.float32(self.keys.gamma)  # [S]
+        now: dict[str, Array] = {
+            "wanted": np.where(going, left, inputs.slot_params["target_return"]).astype(np.float32),  # [S]
+            "obs": inputs.obs,
+            "timestep": np.where(going, state["timestep"][every, last] + 1, 0),  # [S]
+            "action": np.zeros_like(inputs.prev_action),  # is being decided
+        }
+        new = {name: state[name].copy() for name in now}
+        new["action"][every[going], last[going]] = inputs.prev_action[going]
+        full = going & (used == steps)  # [S]
+        place = np.where(going, used - full, 0)  # [S]
+        for name, value in now.items():
+            if full.any():
+                new[name][full, :-1] = new[name][full, 1:]
+            new[name][every, place] = value
+        return {**new, "used": place + 1}
 
     def ask(self, state: Context) -> Tensor:
         """Return what the network says at every slot's newest step, [S, A]."""
-        longest = int(state.used.max())
-        wanted = torch.from_numpy(state.wanted[:, :longest]).to(self.device)  # [S, k]
-        obs = torch.from_numpy(np.ascontiguousarray(state.obs[:, :longest])).to(self.device)  # [S, k, *obs]
-        action = torch.from_numpy(np.ascontiguousarray(state.action[:, :longest])).to(self.device)
-        number = torch.from_numpy(np.ascontiguousarray(state.timestep[:, :longest])).to(self.device)
-        at = torch.from_numpy(state.used[:, None] - 1).to(self.device)  # [S, 1]
-        scores = self.read(self.network, wanted, obs, action, number, at)  # [S, 1, A]
-        return scores[:, 0]
+        longest = int(state["used"].max())
+        windows = (state[name][:, :longest] for name in ("wanted", "obs", "action", "timestep"))
+        at = torch.from_numpy(state["used"][:, None] - 1).to(self.device)  # [S, 1]
+        inputs = [torch.from_numpy(np.ascontiguousarray(w)).to(self.device) for w in windows]
+        return self.read(self.network, *inputs, at)[:, 0]  # [S, A]
 
     def read(
         self, network: Forward, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, *rest: Any

@@ -296,3 +296,14 @@ def test_random_refuses_to_learn() -> None:
         load({})
         with pytest.raises(CheckpointError, match="random has no state"):
             load({"online": np.zeros(3)})
+
+
+@pytest.mark.parametrize("name", names())
+def test_acting_state_fits_into_a_checkpoint(name: str) -> None:
+    """A resumed local run goes on in the middle of an episode: None, arrays, and dicts of arrays do."""
+    algorithm = build(name, group_for(name))
+    state = algorithm.initial_state(4)
+    _, after, _ = algorithm.act(act_input(algorithm, group_for(name), seed=3), state, "greedy")
+    for tree in (state, after):
+        leaves = tree.values() if isinstance(tree, dict) else [tree]
+        assert all(leaf is None or isinstance(leaf, np.ndarray) for leaf in leaves)
