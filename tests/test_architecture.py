@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": RECIPE | {"torch"},
     "losses": RECIPE | {"torch"},
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
-    "data": RECIPE | {"envs", "replay", "numpy"},
+    "data": RECIPE | {"envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
     "loops": RECIPE
     | {"envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},

@@ -39,8 +39,8 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 Context = dict[str, Array]
 """The last K decisions of every slot, oldest first; unused places stand behind the used ones:
-wanted [S, K] float32 return still to be earned, unscaled; obs [S, K, *policy_obs]; action [S, K, ...]; timestep
-[S, K] int64; used [S] int64 in [0, K].
+wanted [S, K] float32 return still to be earned, unscaled; obs [S, K, *policy_obs]; action [S, K, ...];
+timestep [S, K] int64; used [S] int64 in [0, K].
 """
 
 
