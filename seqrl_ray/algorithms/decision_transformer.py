@@ -5,6 +5,9 @@ Departs from it: windows are padded on the right, so that no mask is needed; con
 from their bounds to -1..1; discrete actions and images are trained by the same file with cross-entropy
 (`atari/` there), illegal actions excluded; the network as `networks/decision_transformer.py` says. The state
 and return heads of the source are not there: nobody trains them.
+With `return_expectile` the network generates the return it asks for, as in the paper's graph experiment ("the
+largest possible return at each node", its figure 2), whose code was never released: by expectile regression,
+Zhuang et al. (2024), arXiv:2405.08740 (Reinformer), whose entropy term and LAMB are left out.
 Reads Windows with returns-to-go; returns one priority per window, its mean loss.
 Dims: S slots, B batch, K window steps, A actions or action dimensions.
 """
@@ -31,7 +34,10 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
     def act(self, inputs: ActInput, state: Context, mode: Mode) -> tuple[Array, Context, Mapping[str, Array]]:
         """Take the predicted action; a discrete one is drawn from the softmax in "explore"."""
         state = self.extend(state, inputs)
-        score = self.ask(state).cpu().numpy()  # [S, A]
+        if self.settings.return_expectile:
+            best = self.ask(state)[:, -1].cpu().numpy() * self.settings.return_scale  # [S]
+            state["wanted"][np.arange(len(best)), state["used"] - 1] = best
+        score = self.ask(state).cpu().numpy()[:, : self._outputs]  # [S, A]
         if self.group.action.kind == "box":
             action = self.middle + self.half * np.tanh(score).reshape(-1, *self.middle.shape)  # [S, *action]
             return action, state, {}
@@ -43,7 +49,8 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
 
     def loss(self, online: Forward, target: Forward, minibatch: WindowTensors[Tensor]) -> Terms:
         """Return each step's squared error, mean over the action's dimensions, or its cross-entropy."""
-        score, valid = self.windows(online, minibatch), minibatch.valid  # [B, K, A], [B, K]
+        score, valid = self.windows(online, minibatch), minibatch.valid  # [B, K, A (+ 1)], [B, K]
+        score, said = score[..., : self._outputs], score[..., self._outputs :]  # [B, K, A], [B, K, 0 or 1]
         if self.group.action.kind == "box":
             wanted = self.scaled(minibatch.action).flatten(2)  # [B, K, A]
             error = torch.tanh(score) - torch.where(valid[..., None], wanted, 0.0)  # [B, K, A]
@@ -53,6 +60,9 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
                 score = score.masked_fill(~minibatch.legal & valid[..., None], -1e9)  # [B, K, A]
             action = torch.where(valid, minibatch.action, 0)  # [B, K]
             loss = functional.cross_entropy(score.transpose(1, 2), action, reduction="none")  # [B, K]
+        if said.shape[-1] and minibatch.return_to_go is not None:
+            earned = torch.where(valid, minibatch.return_to_go / self.settings.return_scale, 0.0)  # [B, K]
+            loss = loss + self._expectile(earned - said[..., 0])  # [B, K]
         shown = torch.where(valid, loss.detach(), 0.0)  # [B, K]
         return Terms(
             loss=loss,
@@ -61,3 +71,13 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
             priorities=shown.sum(1) / valid.sum(1).clamp(min=1),
             metrics={},
         )
+
+    @property
+    def _outputs(self) -> int:
+        action = self.group.action
+        return action.n if action.kind == "discrete" else action.column.size
+
+    def _expectile(self, error: Tensor) -> Tensor:
+        """Return |tau - [error < 0]| error^2 of errors [B, K]: minimal at the tau-expectile."""
+        share = self.settings.return_expectile
+        return torch.where(error < 0, 1.0 - share, share) * error.square()

@@ -26,6 +26,13 @@ class DecisionTransformerSettings(Settings):
     dropout: float = key(0.1, "of embeddings, attention and branches, in updates", ge=0.0, lt=1.0)
 
     target_return: float = key(0.0, "return the policy is asked for, fixed before training", mutable=True)
+    return_expectile: float = key(
+        0.0,
+        "above 0: the network itself says which return to ask for at each step, this expectile of what the "
+        "data earned from there, and target_return is not used; e.g. 0.99",
+        ge=0.0,
+        lt=1.0,
+    )
     return_scale: float = key(1.0, "returns are divided by this before they are seen", gt=0.0)
     gamma: float = key(1.0, "discount of the returns", gt=0.0, le=1.0)
     normalise_obs: bool = key(
