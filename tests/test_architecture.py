@@ -37,9 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"loops", "runtime", "ray"},
-    "top": RECIPE | {"envs", "algorithms", "loops", "runtime", "report", "torch", "rich", "typer"},
+    "top": RECIPE | {"envs", "algorithms", "data", "loops", "runtime", "report", "torch", "rich", "typer"},
 }
-TOP = {"api", "bench", "check", "cli"}
+TOP = {"api", "bench", "check", "cli", "cli_data"}
 RECIPE_LAYER = {"recipe", "recipe_env", "recipe_replay", "recipe_traffic"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
