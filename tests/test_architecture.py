@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tune": RECIPE | {"loops", "runtime", "ray"},
     "top": RECIPE | {"envs", "algorithms", "data", "loops", "runtime", "report", "torch", "rich", "typer"},
 }
-TOP = {"api", "bench", "check", "cli", "collecting"}
+TOP = {"api", "bench", "check", "cli", "cli_data", "collecting"}
 RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -154,9 +154,9 @@ def _by_flags(arrays: Mapping[str, Any]) -> _Plan:
     tail = rows - (int(stop[-1]) if stop.size else 0)
     if tail and known:
         stop = np.append(stop, rows)
-        notes.append(f"The last {tail} rows have no end: they count as a truncated episode.")
+        notes.append(f"Rows without an end, taken as a truncated episode: {tail}.")
     elif tail:
-        notes.append(f"The last {tail} rows have no end and no next_observations: they were dropped.")
+        notes.append(f"Rows without an end and without next_observations, dropped: {tail}.")
     first = np.concatenate(([0], stop[:-1])) if stop.size else stop
     terminated = terminal[stop - 1]
     return _planned(first, stop, terminated, timeout[stop - 1] | ~terminated, known, notes)
@@ -168,7 +168,7 @@ def _by_starts(arrays: Mapping[str, Any], limit: int | None) -> _Plan:
     rows, notes = len(arrays["rewards"]), []
     before = int(first[0]) if first.size else rows
     if before:
-        notes.append(f"{before} rows before the first episode start were dropped.")
+        notes.append(f"Rows before the first episode start, dropped: {before}.")
     stop = np.append(first[1:], rows) if first.size else first
     truncated = np.zeros(first.size, np.bool_) if limit is None else stop - first >= limit
     if limit is None:
@@ -192,15 +192,17 @@ def _planned(
     lost = shorter & (stop - first == 1)
     if shorter.any():
         notes.append(
-            f"Without next_observations, {int((shorter & ~lost).sum())} truncated episodes lost their last "
-            "decision; its observation is their final one."
+            "Truncated episodes without next_observations, whose last decision was dropped and gives the "
+            f"final observation: {int((shorter & ~lost).sum())}."
         )
     if lost.any():
-        notes.append(f"{int(lost.sum())} truncated episodes of one decision were dropped.")
+        notes.append(
+            f"Truncated episodes of one decision without next_observations, dropped: {int(lost.sum())}."
+        )
     if not known and (~shorter).any():
         notes.append(
-            f"Without next_observations, the final observation of {int((~shorter).sum())} terminated "
-            "episodes is that of their last decision again."
+            "Terminated episodes without next_observations, whose last observation stands for the final one: "
+            f"{int((~shorter).sum())}."
         )
     kept = ~lost
     return _Plan(first[kept], stop[kept], terminated[kept], truncated[kept], shorter[kept], tuple(notes))

@@ -11,6 +11,7 @@ Dims: T decisions of one episode.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import Error as GymnasiumError
 
+from seqrl_ray.data import folders
 from seqrl_ray.data.dataset import Dataset
 from seqrl_ray.data.layout import Layout, layout_of, same_columns, spaces_of
 from seqrl_ray.data.manifest import group_from_json, group_to_json
@@ -126,7 +128,6 @@ def export_minari(dataset: Dataset, dataset_id: str, *, root: Path | None = None
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.dataset.minari_storage import MinariStorage
-    from minari.storage.datasets_root_dir import get_dataset_path
 
     try:
         parse_dataset_id(dataset_id)
@@ -135,7 +136,7 @@ def export_minari(dataset: Dataset, dataset_id: str, *, root: Path | None = None
             f"id={dataset_id!r} is not of the form (namespace/)name-v0: Minari would not find it. Change "
             "the id."
         ) from None
-    path = get_dataset_path(dataset_id) if root is None else Path(root) / dataset_id
+    path = (_root() if root is None else Path(root)) / dataset_id
     layout = _recorded_layout(dataset)
     spec = dataset.meta.get("env_spec")
     try:
@@ -146,7 +147,7 @@ def export_minari(dataset: Dataset, dataset_id: str, *, root: Path | None = None
             "be recovered. Correct meta.env_spec."
         ) from None
     try:
-        path.mkdir(parents=True)
+        made = folders.make(path)
     except FileExistsError:
         raise DataError(
             f"id={dataset_id!r} exists at {path}: it would be overwritten. Use another name or version."
@@ -177,6 +178,7 @@ def export_minari(dataset: Dataset, dataset_id: str, *, root: Path | None = None
     finally:
         if not written:  # half a dataset would be taken for a whole one
             shutil.rmtree(path)
+            folders.unmake(made[1:])
     return path
 
 
@@ -197,15 +199,18 @@ def _locate(source: str | Path) -> tuple[str, Path]:
     for folder in (Path(source), Path(source) / "data"):
         if (folder / "metadata.json").is_file():
             return str(source), folder
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    path = get_dataset_path(str(source)) / "data"
+    path = _root() / str(source) / "data"
     if not (path / "metadata.json").is_file():
         raise DataError(
             f"source={str(source)!r} is neither a folder of a Minari dataset nor a dataset at {path.parent}: "
             f"there is nothing to import. Correct it, or run: minari download {source}"
         )
     return str(source), path
+
+
+def _root() -> Path:
+    """Where Minari keeps its datasets (its own `get_dataset_path` makes the folder, also for a mere look)."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
 def _episodes(dataset: Any, name: str) -> Iterator[tuple[dict[str, Any], int | None]]:
@@ -281,11 +286,11 @@ def _notes(
 
     notes = list(raw.get(OURS, {}).get("meta", {}).get("notes", []))
     if unfinished:
-        notes.append(f"{unfinished} episodes ended without a flag: they count as truncated.")
+        notes.append(f"Episodes without an end flag, taken as truncated: {unfinished}.")
     if empty:
-        notes.append(f"{empty} episodes without a step were dropped.")
+        notes.append(f"Episodes without a step, dropped: {empty}.")
     if seeds_lost:
-        notes.append(f"{seeds_lost} seeds beyond 64 bits were dropped.")
+        notes.append(f"Seeds beyond 64 bits, dropped: {seeds_lost}.")
     if raw.get("jpeg_encoding", True) and is_image_space(layout.obs_space):
         notes.append("The source stores its images as JPEG: pixels are not exactly what the policy saw.")
     return notes

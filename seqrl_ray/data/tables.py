@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from seqrl_ray.data import folders
 from seqrl_ray.data.dataset import Dataset, trajectories
 from seqrl_ray.data.manifest import group_to_json
 from seqrl_ray.data.writer import UNKNOWN_SEED
@@ -48,8 +49,9 @@ def export_table(dataset: Dataset, target: Path | str, table_format: TableFormat
     chunk_rows = max(1, _AT_ONCE_BYTES * dataset.rows // dataset.nbytes)
     partial = target.with_name(f"{target.name}.partial")
     schema = _schema(dataset)
+    made: tuple[Path, ...] = ()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = folders.make(target.parent, exist_ok=True)
         try:
             with _opener(table_format)(str(partial), schema) as writer:
                 for fragment in trajectories(dataset, chunk_rows=chunk_rows):
@@ -57,6 +59,7 @@ def export_table(dataset: Dataset, target: Path | str, table_format: TableFormat
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+            folders.unmake(made)  # where the target is not: else they are not empty
     except OSError as error:
         raise DataError(
             f"target={target} cannot be written ({error}): nothing was exported. Free space or change the "

@@ -116,18 +116,17 @@ def test_what_is_dropped_or_guessed_is_said(tmp_path):
     arrays = flat(lengths, ends)
     ours = import_hdf5(save(tmp_path / "known.hdf5", arrays), tmp_path / "known")
     guess = "The file has no action space: the values make it [-1.0, 1.0]."
-    assert ours.meta["notes"] == [guess, "The last 5 rows have no end: they count as a truncated episode."]
+    assert ours.meta["notes"] == [guess, "Rows without an end, taken as a truncated episode: 5."]
     assert ours.meta["source"] == {"kind": "hdf5", "file": "known.hdf5"}
     del arrays["next_observations"]
     ours = import_hdf5(save(tmp_path / "unknown.hdf5", arrays), tmp_path / "unknown")
     assert ours.meta["notes"] == [
         guess,
-        "The last 5 rows have no end and no next_observations: they were dropped.",
-        "Without next_observations, 1 truncated episodes lost their last decision; its observation is their "
-        "final one.",
-        "1 truncated episodes of one decision were dropped.",
-        "Without next_observations, the final observation of 2 terminated episodes is that of their last "
-        "decision again.",
+        "Rows without an end and without next_observations, dropped: 5.",
+        "Truncated episodes without next_observations, whose last decision was dropped and gives the final "
+        "observation: 1.",
+        "Truncated episodes of one decision without next_observations, dropped: 1.",
+        "Terminated episodes without next_observations, whose last observation stands for the final one: 2.",
     ]
     assert ours.lengths().tolist() == [3, 3, 2]
 
@@ -175,7 +174,7 @@ def test_rows_before_the_first_start_are_dropped(tmp_path):
     arrays["episode_starts"][0] = False
     ours = import_npz(save(tmp_path / "a.npz", arrays), tmp_path / "ours")
     assert ours.lengths().tolist() == [3]
-    assert "2 rows before the first episode start were dropped." in ours.meta["notes"]
+    assert "Rows before the first episode start, dropped: 2." in ours.meta["notes"]
     assert ours.group.action.high == (np.inf,) and ours.columns["action"].shape == (4, 1)
 
 

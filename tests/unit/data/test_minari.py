@@ -16,6 +16,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.dataset._storages.hdf5_storage import HDF5Storage
 
 from seqrl_ray.data import Dataset
 from seqrl_ray.data.minari_io import export_minari, import_minari
@@ -191,7 +192,7 @@ def test_metadata_travels(tmp_path):
     ours = import_minari("cart-v0", tmp_path / "ours")
     assert ours.meta["env"] == "CartPole-v1" and ours.meta["policy"] == "DQN, half trained"
     assert ours.meta["source"] == {"kind": "minari", "id": "cart-v0", "storage": "hdf5"}
-    assert ours.meta["notes"] == ["1 episodes ended without a flag: they count as truncated."]
+    assert ours.meta["notes"] == ["Episodes without an end flag, taken as truncated: 1."]
     assert ours.columns["truncated"][ours.episode_start[1] + 3]
     made = GymEnv(
         GymSettings(id="CartPole-v1"), {"shared": PolicySettings()}, num_envs=1, seeds=lambda env, episode: 0
@@ -338,7 +339,7 @@ def test_episodes_without_a_step_are_dropped_and_said(tmp_path):
     create("empty-v0", space, ACTIONS["discrete"], made, data_format="arrow")
     ours = import_minari("empty-v0", tmp_path / "ours")
     assert ours.lengths().tolist() == [2]
-    assert ours.meta["notes"] == ["1 episodes without a step were dropped."]
+    assert ours.meta["notes"] == ["Episodes without a step, dropped: 1."]
 
 
 def test_a_source_that_does_not_exist_is_named(tmp_path):
@@ -368,6 +369,17 @@ def test_export_refuses_what_it_cannot_do(tmp_path, datasets):
             make_dataset(tmp_path / "bad", meta=described | {"observation_space": "{}"}), "other-v0"
         )
     assert not (datasets / "other-v0").exists()
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, datasets, monkeypatch):
+    def full(storage, episodes):
+        raise OSError("no space left on device")
+
+    ours = make_dataset(tmp_path / "ours")
+    monkeypatch.setattr(HDF5Storage, "update_episodes", full)
+    with pytest.raises(DataError, match=r"cannot be written \(no space left"):
+        export_minari(ours, "suite/made-v0")
+    assert not datasets.exists()
 
 
 def test_without_minari_one_line_says_so(tmp_path, monkeypatch):
