@@ -34,11 +34,11 @@ def collect(
     run: Annotated[Path | None, typer.Option(help="act with this run's last checkpoint")] = None,
     controller: Annotated[str | None, typer.Option(help="act as this built-in rule does")] = None,
     noise: Annotated[float, typer.Option(help="chance of a random action instead, in [0, 1]")] = 0.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="the run's policy does not explore")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="the policy does not explore")] = False,
     local: Annotated[bool, typer.Option("--local", help="everything in this process, without Ray")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a Ray of our own")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
 ) -> None:
-    """Collect whole episodes through Ray actors: of a trained policy, a built-in rule, or random actions."""
+    """Collect whole episodes through Ray actors: of a trained policy, a rule, or random actions."""
     from seqrl_ray import api
 
     done = api.collect(
