@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seqrl_ray.algorithms.decision_transformer_settings import DecisionTransformerSettings
 from seqrl_ray.algorithms.flat_learner import Forward, Terms
@@ -31,33 +29,10 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
     def act(self, inputs: ActInput, state: Context, mode: Mode) -> tuple[Array, Context, Mapping[str, Array]]:
         """Take the predicted action; a discrete one is drawn from the softmax in "explore"."""
         state = self.extend(state, inputs)
-        score = self.ask(state).cpu().numpy()  # [S, A]
-        if self.group.action.kind == "box":
-            action = self.middle + self.half * np.tanh(score).reshape(-1, *self.middle.shape)  # [S, *action]
-            return action, state, {}
-        if mode == "explore" or self.settings.sample_actions:
-            score = score + inputs.rng.gumbel(size=score.shape)  # the largest is a draw from the softmax
-        if inputs.legal is not None:
-            score = np.where(inputs.legal, score, -np.inf)  # [S, A]
-        return score.argmax(1), state, {}
+        score = self.ask(state, self.network)[:, 0].cpu().numpy()  # [S, A]
+        return self.decide(score, inputs, mode), state, {}
 
     def loss(self, online: Forward, target: Forward, minibatch: WindowTensors[Tensor]) -> Terms:
         """Return each step's squared error, mean over the action's dimensions, or its cross-entropy."""
-        score, valid = self.windows(online, minibatch), minibatch.valid  # [B, K, A], [B, K]
-        if self.group.action.kind == "box":
-            wanted = self.scaled(minibatch.action).flatten(2)  # [B, K, A]
-            error = torch.tanh(score) - torch.where(valid[..., None], wanted, 0.0)  # [B, K, A]
-            loss = error.square().mean(-1)  # [B, K]
-        else:
-            if minibatch.legal is not None:
-                score = score.masked_fill(~minibatch.legal & valid[..., None], -1e9)  # [B, K, A]
-            action = torch.where(valid, minibatch.action, 0)  # [B, K]
-            loss = functional.cross_entropy(score.transpose(1, 2), action, reduction="none")  # [B, K]
-        shown = torch.where(valid, loss.detach(), 0.0)  # [B, K]
-        return Terms(
-            loss=loss,
-            weight=minibatch.weight[:, None],
-            valid=minibatch.learn,
-            priorities=shown.sum(1) / valid.sum(1).clamp(min=1),
-            metrics={},
-        )
+        score = self.windows(online, minibatch)  # [B, K, A]
+        return self.terms(self.action_loss(score, minibatch), minibatch, {})
