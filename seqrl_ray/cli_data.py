@@ -13,7 +13,7 @@ import typer
 
 from seqrl_ray.errors import DataError
 
-data = typer.Typer(name="data", no_args_is_help=True, help="Offline datasets: collect, import, export, look inside.")
+data = typer.Typer(name="data", no_args_is_help=True, help="Offline datasets: collect, import, export, info.")
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset folder, see docs/data.md")]
 
@@ -23,7 +23,7 @@ _TARGETS = {".parquet": "parquet", ".arrow": "arrow"}
 
 @data.command()
 def collect(
-    recipe: Annotated[str, typer.Argument(help="a .toml file or a shipped recipe, e.g. classic/graph_random")],
+    recipe: Annotated[str, typer.Argument(help="a .toml file or a shipped recipe")],
     folder: Annotated[Path, typer.Argument(help="the new dataset's folder; must not exist")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. actors.count=2")

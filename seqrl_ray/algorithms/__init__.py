@@ -43,6 +43,11 @@ _ALGORITHMS = {
         settings="algorithms.dqn_settings:DqnSettings",
         network="networks.q_heads:q_network",
     ),
+    "elastic_dt": _Parts(
+        algorithm="algorithms.elastic_dt:ElasticDt",
+        settings="algorithms.elastic_dt_settings:ElasticDtSettings",
+        network="networks.elastic_dt:elastic_net",
+    ),
     "random": _Parts(
         algorithm="algorithms.random:Random",
         settings="algorithms.random_settings:RandomSettings",

@@ -1,10 +1,10 @@
-"""What the return-conditioned transformers share: contexts of the last K steps, and observations as the data
-had them.
+"""What the return-conditioned transformers share: contexts of the last K steps, observations as the data had
+them, and what becomes of action scores.
 
 An actor keeps a context per slot: return still wanted, observation, action and number of each of its last K
 decisions. It grows by one row per decision, is never rebuilt, and runs through the network at the length it
-has, all slots in one call. The statistics that observations are standardised with are learned state: they
-travel with the weights, and neither optimiser nor target touches them.
+has, all slots in one call. What is known of the data (`facts`: the observations' statistics, the returns'
+range) is learned state: it travels with the weights, and neither optimiser nor target touches it.
 Source: Chen et al. (2021), arXiv:2106.01345, its Gym evaluation loop. Departs from it: contexts are not
 padded to K; a discounted return (gamma < 1) is carried on as (R - r) / gamma.
 Dims: S slots, B batch, K window steps, A actions or action dimensions, D features, P parameters.
@@ -14,22 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, expect_names
+from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, Terms, expect_names
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.settings import Settings
 from seqrl_ray.types import (
     ActInput,
     Array,
     DataFacts,
+    FloatArray,
     GroupSpec,
     IntArray,
+    Mode,
     SampleSpec,
     WindowTensors,
 )
@@ -37,11 +40,14 @@ from seqrl_ray.types import (
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-Context = dict[str, Array]
-"""The last K decisions of every slot, oldest first; unused places stand behind the used ones:
-wanted [S, K] float32 return still to be earned, unscaled; obs [S, K, *policy_obs]; action [S, K, ...];
-timestep [S, K] int64; used [S] int64 in [0, K].
-"""
+class Context(NamedTuple):
+    """The last K decisions of every slot, oldest first; unused places stand behind the used ones."""
+
+    wanted: FloatArray  # [S, K] float32 return still to be earned, unscaled
+    obs: Array  # [S, K, *policy_obs]
+    action: Array  # [S, K, ...]
+    timestep: IntArray  # [S, K]
+    used: IntArray  # [S], in [0, K]
 
 
 class SequenceLearner(FlatLearner[SettingsT]):
@@ -55,9 +61,13 @@ class SequenceLearner(FlatLearner[SettingsT]):
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
         self.keys = settings
+        self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
-        self.obs_mean = np.zeros(group.policy_obs.shape, np.float32)
-        self.obs_std = np.ones(group.policy_obs.shape, np.float32)
+        self.facts: dict[str, FloatArray] = {
+            "obs_mean": np.zeros(group.policy_obs.shape, np.float32),
+            "obs_std": np.ones(group.policy_obs.shape, np.float32),
+            "return_range": np.zeros(2, np.float32),
+        }
         if group.action.kind == "box":
             low, high = np.array(group.action.low, np.float32), np.array(group.action.high, np.float32)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -75,9 +85,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
     def sample_spec(self) -> SampleSpec:
         """Return what replay must hand to `update`."""
         keys = self.keys
-        return SampleSpec(
-            view="windows", window_steps=keys.window_steps, returns=True, return_gamma=keys.gamma
-        )
+        return SampleSpec("windows", window_steps=keys.window_steps, returns=True, return_gamma=keys.gamma)
 
     def slot_params(self, progress: float, rank: IntArray, total: int) -> dict[str, Array]:
         """Return the return each slot asks for."""
@@ -85,65 +93,70 @@ class SequenceLearner(FlatLearner[SettingsT]):
 
     def prepare(self, facts: DataFacts) -> None:
         """Take over the statistics of the offline data; features that never vary are only shifted."""
+        known = {**self.facts, "return_range": np.array([facts.return_min, facts.return_max])}
         if self._standardised:
-            deviation = np.where(facts.obs_std < 1e-6, 1.0, facts.obs_std + 1e-6)  # [*policy_obs]
-            self._load_statistics(facts.obs_mean, deviation)
+            deviation = np.where(facts.obs_std < 2e-6, 1.0, facts.obs_std)  # [*policy_obs]
+            known.update(obs_mean=facts.obs_mean, obs_std=deviation)
+        self._load_facts(known)
 
     # -------------------------------------------------------------------------------------- acting
 
     def initial_state(self, slots: int) -> Context:
         """Return empty contexts."""
-        keys, group, column = self.keys, self.group, self.group.action.column
-        shape = (slots, keys.window_steps)
-        return {
-            "wanted": np.zeros(shape, np.float32),
-            "obs": np.zeros((*shape, *group.policy_obs.shape), group.policy_obs.dtype),
-            "action": np.zeros((*shape, *column.shape), column.dtype),
-            "timestep": np.zeros(shape, np.int64),
-            "used": np.zeros(slots, np.int64),
-        }
+        rows = (slots, self.keys.window_steps)
+        obs, action = self.group.policy_obs, self.group.action.column
+        return Context(
+            np.zeros(rows, np.float32),
+            np.zeros((*rows, *obs.shape), obs.dtype),
+            np.zeros((*rows, *action.shape), action.dtype),
+            np.zeros(rows, np.int64),
+            np.zeros(slots, np.int64),
+        )
 
     def extend(self, state: Context, inputs: ActInput) -> Context:
         """Return contexts with the decision at hand appended; a full one loses its oldest step."""
-        first, used = inputs.is_first, state["used"]  # [S], [S]
-        slots, steps = state["wanted"].shape
+        state, first = Context(*state), inputs.is_first  # a checkpoint's is a plain tuple; [S]
+        slots, steps = state.wanted.shape
         every = np.arange(slots)
-        last = np.maximum(used - 1, 0)  # [S] place of the decision before
-        going = ~first & (used > 0)  # [S]
-        left = (state["wanted"][every, last] - inputs.prev_reward) / np.float32(self.keys.gamma)  # [S]
-        now: dict[str, Array] = {
-            "wanted": np.where(going, left, inputs.slot_params["target_return"]).astype(np.float32),  # [S]
-            "obs": inputs.obs,
-            "timestep": np.where(going, state["timestep"][every, last] + 1, 0),  # [S]
-            "action": np.zeros_like(inputs.prev_action),  # is being decided
-        }
-        new = {name: state[name].copy() for name in now}
-        new["action"][every[going], last[going]] = inputs.prev_action[going]
-        full = going & (used == steps)  # [S]
-        place = np.where(going, used - full, 0)  # [S]
-        for name, value in now.items():
-            if full.any():
-                new[name][full, :-1] = new[name][full, 1:]
-            new[name][every, place] = value
-        return {**new, "used": place + 1}
+        last = np.maximum(state.used - 1, 0)  # [S] place of the decision before
+        wanted = np.where(
+            first,
+            inputs.slot_params["target_return"],
+            (state.wanted[every, last] - inputs.prev_reward) / np.float32(self.keys.gamma),
+        ).astype(np.float32)  # [S]
+        number = np.where(first, 0, state.timestep[every, last] + 1)  # [S]
+        columns: list[Array] = [c.copy() for c in state[:4]]
+        going = ~first & (state.used > 0)  # [S]
+        columns[2][every[going], last[going]] = inputs.prev_action[going]
+        full = going & (state.used == steps)  # [S]
+        place = np.where(going, state.used - full, 0)  # [S]
+        if full.any():
+            for column in columns:
+                column[full, :-1] = column[full, 1:]
+        for column, new in zip(columns[:2] + columns[3:], (wanted, inputs.obs, number), strict=True):
+            column[every, place] = new
+        columns[2][every, place] = 0  # what is being decided
+        return Context(columns[0], columns[1], columns[2], columns[3], place + 1)
 
-    def ask(self, state: Context) -> Tensor:
-        """Return what the network says at every slot's newest step, [S, A]."""
-        longest = int(state["used"].max())
-        windows = (state[name][:, :longest] for name in ("wanted", "obs", "action", "timestep"))
-        at = torch.from_numpy(state["used"][:, None] - 1).to(self.device)  # [S, 1]
-        inputs = [torch.from_numpy(np.ascontiguousarray(w)).to(self.device) for w in windows]
-        return self.read(self.network, *inputs, at)[:, 0]  # [S, A]
+    def ask(self, state: Context, network: Forward, *rest: Any) -> Any:
+        """Return what the network says at every slot's newest step, [S, 1, ...]."""
+        longest = int(state.used.max())
+        columns = [np.ascontiguousarray(column[:, :longest]) for column in state[:4]]  # [S, k, ...]
+        at = torch.from_numpy(state.used[:, None] - 1).to(self.device)  # [S, 1]
+        return self.read(network, *(torch.from_numpy(c).to(self.device) for c in columns), at, *rest)
 
     def read(
         self, network: Forward, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, *rest: Any
-    ) -> Tensor:
+    ) -> Any:
         """Call a network on windows [B, K, ...] as they are stored: scales and standardises."""
         if self._standardised:
-            mean, std = (torch.from_numpy(v).to(self.device) for v in (self.obs_mean, self.obs_std))
+            mean, std = (torch.from_numpy(self.facts[n]).to(self.device) for n in ("obs_mean", "obs_std"))
             obs = (obs - mean) / std  # [B, K, *obs]
-        scores: Tensor = network(wanted / self.keys.return_scale, obs, self.scaled(action), timestep, *rest)
-        return scores
+        return network(self.scaled_return(wanted), obs, self.scaled(action), timestep, *rest)
+
+    def scaled_return(self, wanted: Tensor) -> Tensor:
+        """Return returns-to-go [...] as the network reads them."""
+        return wanted / float(self.keys.return_scale)
 
     def scaled(self, action: Tensor) -> Tensor:
         """Return continuous actions [..., *action] as -1..1; indices stay."""
@@ -151,6 +164,18 @@ class SequenceLearner(FlatLearner[SettingsT]):
             return action
         middle, half = (torch.from_numpy(v).to(self.device) for v in (self.middle, self.half))
         return (action - middle) / half
+
+    def decide(self, score: FloatArray, inputs: ActInput, mode: Mode) -> Array:
+        """Return the actions that the network's scores [S, A] stand for: means of continuous ones before the
+        tanh, or logits, of which the largest legal one is taken, or one is drawn in "explore".
+        """
+        if self.group.action.kind == "box":
+            return self.middle + self.half * np.tanh(score).reshape(-1, *self.middle.shape)  # [S, *action]
+        if mode == "explore" or self.keys.sample_actions:
+            score = score + inputs.rng.gumbel(size=score.shape)  # the largest is a draw from the softmax
+        if inputs.legal is not None:
+            score = np.where(inputs.legal, score, -np.inf)  # [S, A]
+        return score.argmax(1)  # type: ignore[no-any-return]  # [S]
 
     # ------------------------------------------------------------------------------------ learning
 
@@ -162,8 +187,8 @@ class SequenceLearner(FlatLearner[SettingsT]):
         seeds = [int(np.random.SeedSequence(k).generate_state(1)[0]) for k in keys]
         return replace(batch, extra={**batch.extra, "dropout_seed": torch.tensor(seeds)})
 
-    def windows(self, network: Forward, minibatch: WindowTensors[Tensor]) -> Tensor:
-        """Return the network's answer at every step of a batch of windows, [B, K, A], with dropout."""
+    def windows(self, network: Forward, minibatch: WindowTensors[Tensor]) -> Any:
+        """Return the network's answer at every step of a batch of windows, [B, K, ...], with dropout."""
         if minibatch.return_to_go is None:
             raise ValueError("minibatch.return_to_go is None, sample_spec() asks for returns")
         valid = minibatch.valid  # [B, K]
@@ -178,28 +203,48 @@ class SequenceLearner(FlatLearner[SettingsT]):
             torch.manual_seed(int(minibatch.extra["dropout_seed"]))
             return self.read(network, *clean, None, self.keys.dropout)
 
+    def action_loss(self, score: Tensor, minibatch: WindowTensors[Tensor]) -> Tensor:
+        """Return each step's squared error of tanh(score), mean over the action's dimensions, or the
+        cross-entropy of the action taken among the legal ones, [B, K].
+        """
+        valid = minibatch.valid  # [B, K]
+        if self.group.action.kind == "box":
+            wanted = self.scaled(minibatch.action).flatten(2)  # [B, K, A]
+            error = torch.tanh(score) - torch.where(valid[..., None], wanted, 0.0)  # [B, K, A]
+            return error.square().mean(-1)  # [B, K]
+        if minibatch.legal is not None:
+            score = score.masked_fill(~minibatch.legal & valid[..., None], -1e9)  # [B, K, A]
+        action = torch.where(valid, minibatch.action, 0)  # [B, K]
+        return functional.cross_entropy(score.transpose(1, 2), action, reduction="none")  # [B, K]
+
+    def terms(self, loss: Tensor, minibatch: WindowTensors[Tensor], metrics: dict[str, Tensor]) -> Terms:
+        """Return how the losses [B, K] of the steps count; a window's priority is their mean."""
+        shown = torch.where(minibatch.valid, loss.detach(), 0.0).sum(1)  # [B]
+        priorities = shown / minibatch.valid.sum(1).clamp(min=1)  # [B]
+        return Terms(loss, minibatch.weight[:, None], minibatch.learn, priorities, metrics)
+
     # --------------------------------------------------------------------------------------- state
 
     def weights(self) -> NDArray[np.float32]:
-        """Return a copy of the parameters and the observations' statistics, flat [P + 2 D]."""
-        return np.concatenate([super().weights(), self.obs_mean.ravel(), self.obs_std.ravel()])
+        """Return a copy of the parameters and of the facts, flat [P + ...]."""
+        return np.concatenate([super().weights(), *(fact.ravel() for fact in self.facts.values())])
 
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these from now on. Raises: CheckpointError: another size."""
-        size = self.obs_mean.size
-        super().load_weights(flat[: -2 * size])
-        self._load_statistics(flat[-2 * size : -size], flat[-size:])
+        sizes = [fact.size for fact in self.facts.values()]
+        own, *rest = np.split(flat, np.cumsum([len(flat) - sum(sizes), *sizes[:-1]]))
+        super().load_weights(own)
+        self._load_facts(dict(zip(self.facts, rest, strict=True)))
 
     def learned(self) -> dict[str, NDArray[Any]]:
-        """Return what every learner has, and the observations' statistics."""
-        return {**super().learned(), "obs_mean": self.obs_mean.copy(), "obs_std": self.obs_std.copy()}
+        """Return what every learner has, and the facts."""
+        return {**super().learned(), **{name: fact.copy() for name, fact in self.facts.items()}}
 
     def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
-        own = {"obs_mean", "obs_std"}
-        expect_names("learned", values, {*super().learned(), *own})
-        super().load_learned({name: value for name, value in values.items() if name not in own})
-        self._load_statistics(values["obs_mean"], values["obs_std"])
+        expect_names("learned", values, {*super().learned(), *self.facts})
+        super().load_learned({name: value for name, value in values.items() if name not in self.facts})
+        self._load_facts(values)
 
     def private(self) -> dict[str, Any]:
         """Return what every learner has, and the seed of dropout."""
@@ -211,6 +256,5 @@ class SequenceLearner(FlatLearner[SettingsT]):
         super().load_private({name: value for name, value in values.items() if name != "seed"})
         self._seed = int(values["seed"])
 
-    def _load_statistics(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
-        self.obs_mean = np.array(mean, np.float32).reshape(self.group.policy_obs.shape)
-        self.obs_std = np.array(std, np.float32).reshape(self.group.policy_obs.shape)
+    def _load_facts(self, values: Mapping[str, NDArray[Any]]) -> None:
+        self.facts = {n: np.array(values[n], np.float32).reshape(old.shape) for n, old in self.facts.items()}

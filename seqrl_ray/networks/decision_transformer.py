@@ -6,11 +6,12 @@ state and return heads are never trained); the last action of a window is no tok
 reads it; images and masked discrete actions use the same network, with a convolutional encoder and a Tanh as
 in its `atari/`, an action table instead of a linear map, and LayerNorm over the tokens in both cases.
 Positions: the number of the decision in the episode (as the source), its place in the window, or none.
-With `returns_head` the tokens are (observation, return-to-go, action), the action is predicted from the
-return's token, and the observation's predicts the return itself: Reinformer's order (Zhuang et al. 2024,
-arXiv:2405.08740).
+With `return_bins` the tokens are (observation, return-to-go, action): the action is predicted from the
+return's token, and the observation's predicts the return itself; returns are hidden from all other tokens,
+because one would tell the next (after Lee et al. 2022, arXiv:2205.15241).
 
-Dims: B batch, K window steps, Q asked steps, E embedding, A action values or dimensions, T = 3K - 1 tokens.
+Dims: B batch, K window steps, Q asked steps, E embedding, N return bins, A action values or
+dimensions, T = 3K - 1 tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class DecisionTransformerNet(nn.Module):
         group: GroupSpec,
         outputs: int,
         *,
-        returns_head: bool = False,
+        return_bins: int = 0,
     ) -> None:
         super().__init__()
         units = settings.units
@@ -99,7 +100,7 @@ class DecisionTransformerNet(nn.Module):
         self.body = CausalTransformer(units, settings.layers, settings.heads, activation=settings.activation)
         gpt2_init(self.body)
         self.head = nn.Linear(units, outputs)
-        self.returns_head = nn.Linear(units, 1) if returns_head else None
+        self.return_head = nn.Linear(units, return_bins) if return_bins else None
 
     def forward(
         self,
@@ -111,8 +112,8 @@ class DecisionTransformerNet(nn.Module):
         dropout: float = 0.0,
     ) -> Tensor:
         """Map windows to what the head says at their steps, [B, K, A]; step k is a function of steps 0..k and
-        not of its own action. With `returns_head`, the predicted scaled return stands behind it,
-        [B, K, A + 1], and is no function of the step's own return either.
+        not of its own action. With `return_bins`, the logits of the return's N bins stand behind that,
+        [B, K, A + N]; they are no function of the step's own return either.
 
         Args:
             wanted: [B, K] float32 returns-to-go, scaled.
@@ -125,7 +126,7 @@ class DecisionTransformerNet(nn.Module):
         steps = wanted.shape[1]
         taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
         asks, sees = self.embed_return(wanted[..., None]), self.embed_obs(obs)  # [B, K, E] each
-        first, second = (asks, sees) if self.returns_head is None else (sees, asks)
+        first, second = (asks, sees) if self.return_head is None else (sees, asks)
         tokens = torch.stack([first, second, taken], 2)  # [B, K, 3, E]
         if self.positions == "timestep":
             last = self.embed_position.num_embeddings - 1
@@ -135,15 +136,17 @@ class DecisionTransformerNet(nn.Module):
         x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
         x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
         asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
-        if self.returns_head is None:
+        if self.return_head is None:
             return self.head(self.body(x, 3 * asked + 1, dropout))  # type: ignore[no-any-return]  # [B, Q, A]
         both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2K] or [B, 2Q]
-        found = self.body(x, both, dropout)  # [B, 2Q, E]
-        return torch.cat([self.head(found[:, 1::2]), self.returns_head(found[:, ::2])], -1)  # [B, Q, A + 1]
+        told = torch.arange(x.shape[1], device=x.device) % 3 != 1  # [T] every return is hidden from the rest
+        found = self.body(x, both, dropout, told)  # [B, 2Q, E]
+        return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
 
 
 def decision_transformer_net(settings: Any, group: GroupSpec) -> DecisionTransformerNet:
     """Return a network with one output per discrete action, or one per dimension of a continuous one."""
     discrete = group.action.kind == "discrete"
     outputs = group.action.n if discrete else group.action.column.size
-    return DecisionTransformerNet(settings, group, outputs, returns_head=settings.return_expectile > 0.0)
+    bins = settings.return_bins if settings.return_quantile else 0
+    return DecisionTransformerNet(settings, group, outputs, return_bins=bins)

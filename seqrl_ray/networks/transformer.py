@@ -4,7 +4,8 @@ Sources: GPT-2's blocks (Radford et al. 2019) as Decision Transformer uses them 
 arXiv:2106.01345); post-LN: Vaswani et al. (2017), arXiv:1706.03762. Departs from them: one fused map for
 queries, keys and values; no position table here (the caller adds positions to its tokens); padding stands on
 the right, behind every token that counts, so that the causal order alone hides it and no mask is built; in
-the last block queries and MLP run for the asked tokens only, because nobody reads the others.
+the last block queries and MLP run for the asked tokens only, because nobody reads the others; tokens may be
+hidden from all, themselves included, as Lee et al. (2022, arXiv:2205.15241) hide returns.
 Dropout is an argument and not a mode: nothing here remembers whether it is training.
 
 Dims: B batch, T tokens, Q asked tokens, E embedding, H heads.
@@ -33,16 +34,20 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(units, 3 * units), nn.Linear(units, units)
         self.up, self.down = nn.Linear(units, 4 * units), nn.Linear(4 * units, units)
 
-    def forward(self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    def forward(
+        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, seen: Tensor | None = None
+    ) -> Tensor:
         """Map tokens [B, T, E] to [B, T, E], or to [B, Q, E] for the tokens `at`.
 
         Args:
             x: float32.
             at: [Q] or [B, Q] int64 token positions, ascending; None = all.
             dropout: share of attention weights and of both branches' outputs that is zeroed, in [0, 1).
+            seen: [T] bool, the tokens that are told to others and themselves, the first among them; None =
+                all. The rest only listen.
         """
         pre = self.norm == "pre"
-        heard = self._attend(self.norm1(x) if pre else x, at, dropout)  # [B, Q, E]
+        heard = self._attend(self.norm1(x) if pre else x, at, dropout, seen)  # [B, Q, E]
         kept = x if at is None else take_tokens(x, at)  # [B, Q, E]
         x = kept + functional.dropout(heard, dropout)  # [B, Q, E]
         if not pre:
@@ -51,13 +56,15 @@ class Block(nn.Module):
         x = x + functional.dropout(branch, dropout)  # [B, Q, E]
         return x if pre else self.norm2(x)
 
-    def _attend(self, x: Tensor, at: Tensor | None, dropout: float) -> Tensor:
-        """Return what the tokens `at` hear of themselves and the tokens before them, [B, Q, E]."""
+    def _attend(self, x: Tensor, at: Tensor | None, dropout: float, seen: Tensor | None) -> Tensor:
+        """Return what the tokens `at` hear of the `seen` among themselves and the tokens before them,
+        [B, Q, E].
+        """
         batch, tokens, units = x.shape
         shape = (batch, -1, self.heads, units // self.heads)
         if at is None:
             query, key, value = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-            mask = None
+            mask = None if seen is None else seen.expand(tokens, tokens).tril()  # [T, T]
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             asked = functional.linear(take_tokens(x, at), weight[:units], bias[:units])  # [B, Q, E]
@@ -66,6 +73,7 @@ class Block(nn.Module):
             key, value = (part.view(shape).transpose(1, 2) for part in told.chunk(2, -1))  # [B, H, T, E/H]
             mask = torch.arange(tokens, device=x.device) <= at[..., None]  # [Q, T] or [B, Q, T]
             mask = mask if at.dim() == 1 else mask[:, None]  # broadcasts to [B, H, Q, T]
+            mask = mask if seen is None else mask & seen
         heard = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )  # [B, H, Q, E/H]
@@ -91,14 +99,16 @@ class CausalTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(units, heads, norm, activation) for _ in range(layers))
         self.final = nn.LayerNorm(units) if norm == "pre" else nn.Identity()
 
-    def forward(self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    def forward(
+        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, seen: Tensor | None = None
+    ) -> Tensor:
         """Map tokens [B, T, E] to the states of all of them [B, T, E], or of the tokens `at` [B, Q, E].
 
         Arguments as for `Block.forward`.
         """
         for block in self.blocks[:-1]:
-            x = block(x, None, dropout)
-        return self.final(self.blocks[-1](x, at, dropout))  # type: ignore[no-any-return]
+            x = block(x, None, dropout, seen)
+        return self.final(self.blocks[-1](x, at, dropout, seen))  # type: ignore[no-any-return]
 
 
 def gpt2_init(module: nn.Module) -> None:

@@ -57,13 +57,17 @@ BOX = GROUPS["box"]
 
 ACTION_KINDS: dict[str, tuple[str, ...]] = {
     "decision_transformer": ("discrete", "box"),
+    "elastic_dt": ("discrete", "box"),
     "random": ("discrete", "box"),
     "sac": ("box",),
 }
 """What each algorithm can choose; those that are not named here: discrete actions."""
 
 
-QUIET: dict[str, dict[str, Any]] = {"decision_transformer": {"dropout": 0.0}}
+QUIET: dict[str, dict[str, Any]] = {
+    "decision_transformer": {"dropout": 0.0},
+    "elastic_dt": {"dropout": 0.0},
+}
 """Keys that switch off noise which is drawn for a place in the batch and not for a row."""
 
 

@@ -300,10 +300,10 @@ def test_random_refuses_to_learn() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_acting_state_fits_into_a_checkpoint(name: str) -> None:
-    """A resumed local run goes on in the middle of an episode: None, arrays, and dicts of arrays do."""
+    """A resumed local run goes on in the middle of an episode: None, arrays, dicts or tuples of arrays do."""
     algorithm = build(name, group_for(name))
     state = algorithm.initial_state(4)
     _, after, _ = algorithm.act(act_input(algorithm, group_for(name), seed=3), state, "greedy")
     for tree in (state, after):
-        leaves = tree.values() if isinstance(tree, dict) else [tree]
+        leaves = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple) else [tree]
         assert all(leaf is None or isinstance(leaf, np.ndarray) for leaf in leaves)
