@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, Terms, expect_names
+from seqrl_ray.algorithms.flat_learner import FlatLearner, Forward, Terms
 from seqrl_ray.algorithms.sac_settings import SacSettings
 from seqrl_ray.networks.tanh_gaussian import action_bounds, to_box, to_unit
 from seqrl_ray.types import ActInput, Array, GroupSpec, IntArray, Mode, SampleSpec, TransitionTensors
@@ -138,13 +137,3 @@ class Sac(FlatLearner[SacSettings]):
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these parameters [P] from now on. Raises: CheckpointError: another size."""
         self._fill("weights", self._policy, flat)
-
-    def private(self) -> dict[str, Any]:
-        """Return what every learner has, and the seed of the noise."""
-        return {**super().private(), "seed": self._seed}
-
-    def load_private(self, values: Mapping[str, Any]) -> None:
-        """Take over `private()`. Raises: CheckpointError: a name differs."""
-        expect_names("private", values, {"updates", "hparams", "seed"})
-        super().load_private({name: value for name, value in values.items() if name != "seed"})
-        self._seed = int(values["seed"])

@@ -246,15 +246,5 @@ class SequenceLearner(FlatLearner[SettingsT]):
         super().load_learned({name: value for name, value in values.items() if name not in self.facts})
         self._load_facts(values)
 
-    def private(self) -> dict[str, Any]:
-        """Return what every learner has, and the seed of dropout."""
-        return {**super().private(), "seed": self._seed}
-
-    def load_private(self, values: Mapping[str, Any]) -> None:
-        """Take over `private()`. Raises: CheckpointError: a name differs."""
-        expect_names("private", values, {*super().private(), "seed"})
-        super().load_private({name: value for name, value in values.items() if name != "seed"})
-        self._seed = int(values["seed"])
-
     def _load_facts(self, values: Mapping[str, NDArray[Any]]) -> None:
         self.facts = {n: np.array(values[n], np.float32).reshape(old.shape) for n, old in self.facts.items()}
