@@ -48,6 +48,11 @@ _ALGORITHMS = {
         settings="algorithms.elastic_dt_settings:ElasticDtSettings",
         network="networks.elastic_dt:elastic_net",
     ),
+    "online_dt": _Parts(
+        algorithm="algorithms.online_dt:OnlineDt",
+        settings="algorithms.online_dt_settings:OnlineDtSettings",
+        network="networks.online_dt:online_net",
+    ),
     "random": _Parts(
         algorithm="algorithms.random:Random",
         settings="algorithms.random_settings:RandomSettings",

@@ -303,7 +303,7 @@ class FlatLearner(Generic[SettingsT]):
         summed, elements = weighted_sum(terms.loss, terms.weight, terms.valid)  # [], []
         return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
 
-    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float, float]]:
+    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
         """Return (step size with bias correction 1, root of bias correction 2, target share, weight decay) of
         the next `count` updates.
         """

@@ -61,6 +61,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
         self.keys = settings
+        self.context_steps = settings.window_steps
         self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
         self.facts: dict[str, FloatArray] = {
@@ -103,7 +104,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
 
     def initial_state(self, slots: int) -> Context:
         """Return empty contexts."""
-        rows = (slots, self.keys.window_steps)
+        rows = (slots, self.context_steps)
         obs, action = self.group.policy_obs, self.group.action.column
         return Context(
             np.zeros(rows, np.float32),

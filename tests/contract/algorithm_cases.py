@@ -58,6 +58,7 @@ BOX = GROUPS["box"]
 ACTION_KINDS: dict[str, tuple[str, ...]] = {
     "decision_transformer": ("discrete", "box"),
     "elastic_dt": ("discrete", "box"),
+    "online_dt": ("discrete", "box"),
     "random": ("discrete", "box"),
     "sac": ("box",),
 }
@@ -67,6 +68,7 @@ ACTION_KINDS: dict[str, tuple[str, ...]] = {
 QUIET: dict[str, dict[str, Any]] = {
     "decision_transformer": {"dropout": 0.0},
     "elastic_dt": {"dropout": 0.0},
+    "online_dt": {"dropout": 0.0},
 }
 """Keys that switch off noise which is drawn for a place in the batch and not for a row."""
 
