@@ -220,6 +220,11 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
         "discrete set. "
         "Choose another algorithm.name, or an environment with discrete actions.",
     ),
+    "actions and algorithm do not fit": (
+        ["mine.toml", "algorithm.name=sac"],
+        "policies.shared: the environment's actions are discrete: sac needs a box of real numbers. "
+        "Choose another algorithm.name.",
+    ),
     "unknown controller": (
         ["traffic/cologne1", 'evaluation.controllers=["max_presure"]'],
         "evaluation.controllers='max_presure' is not a controller of this environment. Did you mean "
