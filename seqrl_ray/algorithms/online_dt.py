@@ -10,7 +10,8 @@ network as `networks/decision_transformer.py` says (no action token after the la
 2020, arXiv:1904.00962) as NVIDIA's version: bias-corrected, decay inside the trust ratio, one ratio per
 tensor; its own clip of the norm at 1 is left out, because the gradient was clipped below that before.
 lambda is learned by Adam in the same vectors, so that checkpoints, exploits and resumes carry it.
-Reads Windows with returns-to-go; returns one priority per window, its mean negative log-likelihood.
+Reads Windows with returns-to-go; returns one priority per window, the mean softplus of its steps' negative
+log-likelihood.
 Dims: S slots, U updates in one call, B batch, K window steps, A action values or dimensions, P parameters.
 """
 
@@ -94,7 +95,7 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
             error = -policy.log_prob_of(taken)  # [B, K]
             entropy = -policy.log_prob(policy.draw(minibatch.extra["noise"]))  # [B, K]
         dual = temperature * (entropy.detach() - self._target_entropy)  # [B, K]
-        terms = self.terms(error, minibatch, {})
+        terms = self.terms(torch.nn.functional.softplus(error), minibatch, {})
         count = valid.sum()
         shown = {"entropy": entropy, "negative_log_likelihood": error}
         means = {n: torch.where(valid, v.detach(), 0.0).sum() / count for n, v in shown.items()}

@@ -15,9 +15,10 @@ from seqrl_ray.algorithms import make_algorithm
 from seqrl_ray.algorithms.online_dt import OnlineDt
 from seqrl_ray.algorithms.online_dt_settings import OnlineDtSettings
 from seqrl_ray.loops.feed import feed
+from seqrl_ray.types import Array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
-from algorithm_cases import GROUPS, act_input, make_batch  # noqa: E402
+from algorithm_cases import GROUPS, act_input, make_batch
 
 SMALL: dict[str, Any] = {
     "units": 16, "layers": 1, "heads": 2, "window_steps": 6, "acting_steps": 3, "warmup_updates": 0
@@ -30,9 +31,7 @@ def build(group: str = "box", **keys: Any) -> OnlineDt:
     return algorithm
 
 
-def slow_lamb(
-    weights: list[np.ndarray[Any, Any]], gradients: list[list[np.ndarray[Any, Any]]], rate: float, decay: float
-) -> list[np.ndarray[Any, Any]]:
+def slow_lamb(weights: list[Array], gradients: list[list[Array]], rate: float, decay: float) -> list[Array]:
     """Algorithm 2 of arXiv:1904.00962 with bias correction, tensor by tensor, in float64."""
     weights = [w.astype(np.float64) for w in weights]
     m, v = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
@@ -56,7 +55,8 @@ def test_lamb_is_the_paper_s(decay: float) -> None:
     before = [v.numpy().copy() for v in algorithm._split(algorithm.state.online).values()]
     state, asked = algorithm.state, []
     for update, row in enumerate(algorithm._scalars(5, 1e-2)):
-        step = [rng.normal(size=shape, scale=10.0 ** (update - 3)).astype(np.float32) for _, shape, _ in layout]
+        scale = 10.0 ** (update - 3)
+        step = [rng.normal(size=shape, scale=scale).astype(np.float32) for _, shape, _ in layout]
         asked.append([g for g, name in zip(step, names, strict=True) if name != "log_temperature"])
         flat = torch.from_numpy(np.concatenate([g.ravel() for g in step]))
         state, _ = algorithm.apply(state, flat, row)
@@ -85,11 +85,11 @@ def test_temperature_is_adam_s_and_the_clip_is_not_its_business() -> None:
 @pytest.mark.parametrize("target", [-50.0, 50.0])
 def test_temperature_moves_towards_the_wanted_entropy(group: str, target: float) -> None:
     algorithm = build(group, target_entropy_per_dim=target, temperature_rate=1e-2)
-    before = float(algorithm.network.log_temperature)
+    before = algorithm.network.log_temperature.item()
     batch = feed(make_batch(algorithm.sample_spec(), GROUPS[group], seed=1), "cpu")
     found = algorithm.update(batch, algorithm.hparams(0.0))
     assert {"entropy", "temperature", "negative_log_likelihood"} <= set(found.metrics)
-    assert (float(algorithm.network.log_temperature) > before) == (target > 0.0)
+    assert (algorithm.network.log_temperature.item() > before) == (target > 0.0)
 
 
 def test_policy_and_temperature_share_no_gradient() -> None:
@@ -139,7 +139,7 @@ def test_everything_learned_goes_through_a_checkpoint() -> None:
     a.update(batch, a.hparams(0.0))
     b.load_learned(a.learned())
     b.load_private(a.private())
-    assert float(a.network.log_temperature) == float(b.network.log_temperature) != math.log(0.1)
+    assert a.network.log_temperature.item() == b.network.log_temperature.item() != math.log(0.1)
     np.testing.assert_array_equal(
         a.update(batch, a.hparams(0.0)).priorities, b.update(batch, b.hparams(0.0)).priorities
     )
