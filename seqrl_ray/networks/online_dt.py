@@ -32,7 +32,7 @@ class OnlineNet(nn.Module):
         outputs = actions if self.discrete else 2 * actions
         self.policy = DecisionTransformerNet(settings, group, outputs)
         with torch.no_grad():
-            for part in self.policy.head.weight.split(actions):
+            for part in torch.split(self.policy.head.weight, actions):
                 nn.init.orthogonal_(part)
             self.policy.head.bias.zero_()
         self.log_temperature = nn.Parameter(torch.tensor([math.log(settings.initial_temperature)]))
