@@ -125,6 +125,54 @@ def evaluate(
     return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
 
 
+def collect(
+    recipe: str | Path,
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    steps: int | None = None,
+    run: str | Path | None = None,
+    controller: str | None = None,
+    noise: float = 0.0,
+    greedy: bool = False,
+    local: bool = False,
+    address: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Collect whole episodes into a new dataset folder.
+
+    Args:
+        recipe: path or shipped name; where `run` is given, only its [env], [actors] and [stop] count.
+        folder: the dataset's; must not exist.
+        overrides: `dotted.key=value`, applied on top.
+        steps: decisions to collect at least; None: the recipe's stop.env_steps.
+        run: act with this run's last checkpoint.
+        controller: act as this built-in rule does.
+        noise: chance of a uniformly drawn action instead, in [0, 1].
+        greedy: the run's policy takes its best action; otherwise it explores as at the end of its training.
+        local: as in `train`.
+        address: as in `train`.
+        quiet: no progress line.
+    Returns: {"folder", "steps", "episodes", "wall_s"}.
+    Raises: SeqrlError: bad input (nothing has been touched), or an error that stopped the actors.
+    """
+    from seqrl_ray.collecting import collect_into
+
+    _one_of(local, address)
+    return collect_into(
+        read_recipe(recipe, overrides),
+        Path(folder),
+        steps=steps,
+        run=None if run is None else Path(run),
+        controller=controller,
+        noise=noise,
+        mode="greedy" if greedy else "explore",
+        local=local,
+        address=address,
+        quiet=quiet,
+    )
+
+
 def watch(
     run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui"
 ) -> list[int]:
@@ -184,6 +232,7 @@ def _run(
     began = time.monotonic()
     if checkpoint is None:
         check_new(path)
+    recipe = _with_data(recipe, local=local, address=address, quiet=quiet)
     preflight(recipe, checkpoint)
     driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))
@@ -203,6 +252,27 @@ def _run(
         )
     html(path)
     return Result(path, summary)
+
+
+def _with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool) -> Recipe:
+    """Return the recipe with its dataset's absolute path; collects the dataset first where it is missing and
+    the recipe says how.
+    """
+    from seqrl_ray.loops.offline import FOLDER, locate
+
+    if recipe.data is None:
+        return recipe
+    folder = locate(recipe)
+    if folder is None and recipe.data.collect is not None:
+        folder = (Path(FOLDER) / recipe.data.source).absolute()
+        steps = recipe.data.collect_steps
+        if not quiet:
+            print(f"no dataset {recipe.data.source}: collecting it with {recipe.data.collect} to {folder}")
+        collect(recipe.data.collect, folder, steps=steps, local=local, address=address, quiet=quiet)
+    elif folder is not None and not quiet:
+        print(f"offline data: {folder}")
+    data = recipe.data.model_copy(update={"source": str(folder or recipe.data.source)})
+    return recipe.model_copy(update={"data": data})
 
 
 def _session(

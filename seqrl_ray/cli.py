@@ -1,4 +1,4 @@
-"""The command line: `seqrl train | evaluate | report | check | doctor | bench`.
+"""The command line: `seqrl train | evaluate | data | report | check | doctor | bench`.
 
 Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
 interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from seqrl_ray import __version__
+from seqrl_ray.cli_data import data
 from seqrl_ray.errors import RecipeError, SeqrlError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train reinforcement-learning policies with distributed actors, replay shards and learners on Ray.",
 )
+
+app.add_typer(data)
 
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -3,7 +3,7 @@
 This file validates the frame. The `[env]` table is validated by the class of its `kind` (`recipe_env.py`,
 `recipe_traffic.py`), `[replay]` by `recipe_replay.py`, `[algorithm]` by the torch-free settings class that
 stands beside the algorithm; the caller of `load` says which class that is, so that this file knows no
-algorithm.
+algorithm. Longer than a file should be: what the tables must be to one another stands in one place.
 
 A resolved recipe holds every key with its value; `dump` writes it so that loading it gives an equal recipe.
 """
@@ -187,31 +187,47 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _phases_fit(self) -> Recipe:
         kinds = [phase.kind for phase in self.phase]
-        if kinds not in (["online"], ["offline"], ["offline", "online"]):
+        acting = [kind for kind in kinds if kind != "offline"]
+        if len(acting) > 1 or kinds not in (acting, ["offline", *acting]):
             raise ValueError(
-                f"phase kinds {kinds} are not online, offline, or offline then online: no other order of "
-                "phases is there. Change [[phase]]."
+                f"phase kinds {kinds} are not one of online and alternating, after at most one offline: no "
+                "other order of phases is there. Change [[phase]]."
+            )
+        if "alternating" in kinds and self.actors.in_flight != 1:
+            raise ValueError(
+                f"actors.in_flight={self.actors.in_flight} in an alternating phase: actors would go on while "
+                "the learner learns. Set actors.in_flight=1, or use an online phase."
             )
         if "offline" in kinds and self.data is None:
             raise ValueError(
                 "an offline phase without [data]: there is nothing to learn from. Add [data] source."
             )
-        if ("online" in kinds) != (self.stop.env_steps > 0):
+        if bool(acting) != (self.stop.env_steps > 0):
             raise ValueError(
-                f"stop.env_steps={self.stop.env_steps} with phases {kinds}: an online phase needs it, and "
-                "nothing else can spend it. Set stop.env_steps, or change [[phase]]."
+                f"stop.env_steps={self.stop.env_steps} with phases {kinds}: a phase with actors needs it, "
+                "and nothing else can spend it. Set stop.env_steps, or change [[phase]]."
             )
-        if self.data is not None and (self.replay.wiring == "service" or self.replay.shards > 1):
+        if self.colocated_only and (self.replay.wiring == "service" or self.replay.shards > 1):
             raise ValueError(
-                f"[data] with replay.wiring={self.replay.wiring!r} and replay.shards={self.replay.shards}: "
-                "offline data is loaded by the learner's own shard only. Leave both keys out."
+                f"[data] or alternating with replay.wiring={self.replay.wiring!r}, "
+                f"replay.shards={self.replay.shards}: only the learner's own shard can do it. Leave both out."
             )
         return self
+
+    @property
+    def colocated_only(self) -> bool:
+        """Whether the learner must own the shard."""
+        return self.data is not None or self.updates_per_episode > 0
 
     @property
     def offline_updates(self) -> int:
         """Updates of each policy before anybody acts."""
         return sum(phase.updates for phase in self.phase)
+
+    @property
+    def updates_per_episode(self) -> int:
+        """Updates of each policy after every episode; 0 = pacing counts items instead."""
+        return sum(phase.updates_per_episode for phase in self.phase)
 
     def spent(self, offline_updates: int, env_steps: int) -> float:
         """Share of the run that is over, in [0, 1]; each kind of phase is an equal part.

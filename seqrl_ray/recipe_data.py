@@ -1,7 +1,8 @@
 """The `[data]` and `[[phase]]` tables of a recipe: offline data, and in what order a run uses it.
 
 A run is a list of phases. `offline` takes updates on the data alone, nobody acts; `online` is actors and
-learner together, on top of the data where there is some.
+learner together, on top of the data where there is some; `alternating` is one of the two at a time, the
+protocol of the Online Decision Transformer (arXiv:2202.05607).
 """
 
 from __future__ import annotations
@@ -41,14 +42,25 @@ class DataSettings(Settings):
 class PhaseSettings(Settings):
     """One stretch of a run."""
 
-    kind: Literal["offline", "online"] = key(description="offline: data only; online: actors too")
+    kind: Literal["offline", "online", "alternating"] = key(
+        description="offline: data only; online: actors and learner at once; alternating: actors until an "
+        "episode ends, then the learner, then actors again"
+    )
     updates: int = key(0, "offline: updates of each policy", unit="updates", ge=0)
+    updates_per_episode: int = key(
+        0, "alternating: updates of each policy per finished episode", unit="updates", ge=0
+    )
 
     @model_validator(mode="after")
-    def _offline_is_counted_in_updates(self) -> PhaseSettings:
+    def _each_kind_has_its_count(self) -> PhaseSettings:
         if (self.kind == "offline") != (self.updates > 0):
             raise ValueError(
                 f"kind={self.kind!r} with updates={self.updates}: an offline phase ends after its updates, "
-                "an online one with stop.env_steps. Give updates to offline phases only."
+                "the others with stop.env_steps. Give updates to offline phases only."
+            )
+        if (self.kind == "alternating") != (self.updates_per_episode > 0):
+            raise ValueError(
+                f"kind={self.kind!r} with updates_per_episode={self.updates_per_episode}: alternating phases "
+                "learn so often per episode, and only they do. Give it to them only."
             )
         return self

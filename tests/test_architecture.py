@@ -32,15 +32,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": RECIPE | {"torch"},
     "losses": RECIPE | {"torch"},
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
-    "data": RECIPE | {"envs", "replay", "numpy"},
+    "data": RECIPE | {"envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
     "loops": RECIPE
     | {"envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"loops", "runtime", "ray"},
-    "top": RECIPE | {"envs", "algorithms", "loops", "runtime", "report", "torch", "rich", "typer"},
+    "top": RECIPE | {"envs", "algorithms", "data", "loops", "runtime", "report", "torch", "rich", "typer"},
 }
-TOP = {"api", "bench", "check", "cli"}
+TOP = {"api", "bench", "check", "cli", "cli_data", "collecting"}
 RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -48,10 +48,20 @@ _ALGORITHMS = {
         settings="algorithms.elastic_dt_settings:ElasticDtSettings",
         network="networks.elastic_dt:elastic_net",
     ),
+    "online_dt": _Parts(
+        algorithm="algorithms.online_dt:OnlineDt",
+        settings="algorithms.online_dt_settings:OnlineDtSettings",
+        network="networks.online_dt:online_net",
+    ),
     "random": _Parts(
         algorithm="algorithms.random:Random",
         settings="algorithms.random_settings:RandomSettings",
         network="",
+    ),
+    "sac": _Parts(
+        algorithm="algorithms.sac:Sac",
+        settings="algorithms.sac_settings:SacSettings",
+        network="networks.actor_critic:actor_critic",
     ),
     "toy_recurrent": _Parts(
         algorithm="algorithms.toy_recurrent:ToyRecurrent",

@@ -26,25 +26,23 @@ class DecisionTransformerSettings(Settings):
     dropout: float = key(0.1, "of embeddings, attention and branches, in updates", ge=0.0, lt=1.0)
 
     target_return: float = key(0.0, "return the policy is asked for, fixed before training", mutable=True)
+    return_quantile: float = key(
+        0.0,
+        "above 0: the network itself says, at each step, which return to ask for: this quantile of what the "
+        "data earned from there (e.g. 0.99); target_return is then not used",
+        ge=0.0,
+        lt=1.0,
+    )
+    return_bins: int = key(64, "bins of the returns that return_quantile is read from", ge=2, le=10_000)
     return_scale: float = key(1.0, "returns are divided by this before they are seen", gt=0.0)
     gamma: float = key(1.0, "discount of the returns", gt=0.0, le=1.0)
-    normalise_obs: bool = key(
-        True, "standardise vector observations by the mean and deviation of the offline data"
-    )
-    sample_actions: bool = key(
-        False, "discrete actions are drawn from the softmax in evaluation too, not the best one taken"
-    )
+    normalise_obs: bool = key(True, "standardise vector observations by the statistics of the data")
+    sample_actions: bool = key(False, "discrete actions are drawn in evaluation too, not the best one taken")
 
     learning_rate: float = key(1e-4, "AdamW step size after the warm-up", gt=0.0, le=1.0, mutable=True)
-    warmup_updates: int = key(
-        10_000, "the rate grows linearly over this many updates", unit="updates", ge=0
-    )
-    lr_decay_start: float = key(
-        1.0, "share of the run after which the rate falls linearly; 1 = never", ge=0.0, le=1.0
-    )
-    lr_end_fraction: float = key(
-        0.0, "rate at the end of the run, as a fraction of learning_rate", ge=0.0, le=1.0
-    )
+    warmup_updates: int = key(10_000, "the rate grows linearly over these", unit="updates", ge=0)
+    lr_decay_start: float = key(1.0, "share of the run where the rate begins to fall; 1 = never", ge=0, le=1)
+    lr_end_fraction: float = key(0.0, "rate at the run's end, as a fraction of learning_rate", ge=0, le=1)
     weight_decay: float = key(1e-4, "AdamW's, of every parameter", ge=0.0, lt=1.0)
     adam_eps: float = key(1e-8, "Adam's epsilon", gt=0.0, le=1.0)
     max_grad_norm: float = key(0.25, "longer gradients are scaled down to this norm; 0 = never", ge=0.0)

@@ -303,7 +303,7 @@ class FlatLearner(Generic[SettingsT]):
         summed, elements = weighted_sum(terms.loss, terms.weight, terms.valid)  # [], []
         return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
 
-    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, float, float, float]]:
+    def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
         """Return (step size with bias correction 1, root of bias correction 2, target share, weight decay) of
         the next `count` updates.
         """
@@ -358,15 +358,15 @@ class FlatLearner(Generic[SettingsT]):
         self._adam_steps = int(values["adam_steps"])
 
     def private(self) -> dict[str, Any]:
-        """Return the update counter and the mutable hyper-parameters as they stand."""
+        """Return the update counter, the seed, and the mutable hyper-parameters as they stand."""
         mutable = {name: getattr(self.settings, name) for name in mutable_keys(type(self.settings))}
-        return {"updates": self._updates, "hparams": mutable}
+        return {"updates": self._updates, "seed": self._seed, "hparams": mutable}
 
     def load_private(self, values: Mapping[str, Any]) -> None:
         """Take over `private()`. Raises: CheckpointError: a name differs."""
-        expect_names("private", values, {"updates", "hparams"})
+        expect_names("private", values, {"updates", "seed", "hparams"})
         self.set_hparams(values["hparams"])
-        self._updates = int(values["updates"])
+        self._updates, self._seed = int(values["updates"]), int(values["seed"])
 
     def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
         if tuple(values.shape) != tuple(vector.shape):

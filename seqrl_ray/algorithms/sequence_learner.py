@@ -61,6 +61,8 @@ class SequenceLearner(FlatLearner[SettingsT]):
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
         self.keys = settings
+        self.context_steps = settings.window_steps
+        self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
         self.facts: dict[str, FloatArray] = {
             "obs_mean": np.zeros(group.policy_obs.shape, np.float32),
@@ -94,7 +96,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
         """Take over the statistics of the offline data; features that never vary are only shifted."""
         known = {**self.facts, "return_range": np.array([facts.return_min, facts.return_max])}
         if self._standardised:
-            deviation = np.where(facts.obs_std < 1e-6, 1.0, facts.obs_std + 1e-6)  # [*policy_obs]
+            deviation = np.where(facts.obs_std < 2e-6, 1.0, facts.obs_std)  # [*policy_obs]
             known.update(obs_mean=facts.obs_mean, obs_std=deviation)
         self._load_facts(known)
 
@@ -102,7 +104,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
 
     def initial_state(self, slots: int) -> Context:
         """Return empty contexts."""
-        rows = (slots, self.keys.window_steps)
+        rows = (slots, self.context_steps)
         obs, action = self.group.policy_obs, self.group.action.column
         return Context(
             np.zeros(rows, np.float32),
@@ -244,16 +246,6 @@ class SequenceLearner(FlatLearner[SettingsT]):
         expect_names("learned", values, {*super().learned(), *self.facts})
         super().load_learned({name: value for name, value in values.items() if name not in self.facts})
         self._load_facts(values)
-
-    def private(self) -> dict[str, Any]:
-        """Return what every learner has, and the seed of dropout."""
-        return {**super().private(), "seed": self._seed}
-
-    def load_private(self, values: Mapping[str, Any]) -> None:
-        """Take over `private()`. Raises: CheckpointError: a name differs."""
-        expect_names("private", values, {*super().private(), "seed"})
-        super().load_private({name: value for name, value in values.items() if name != "seed"})
-        self._seed = int(values["seed"])
 
     def _load_facts(self, values: Mapping[str, NDArray[Any]]) -> None:
         self.facts = {n: np.array(values[n], np.float32).reshape(old.shape) for n, old in self.facts.items()}

@@ -10,7 +10,6 @@ Dims: S slots, B batch, K window steps, A actions, D token features, E embedding
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from seqrl_ray.types import (
     ActInput,
     Array,
     BoolArray,
-    FloatArray,
     GroupSpec,
     IntArray,
     Mode,
@@ -32,14 +30,10 @@ from seqrl_ray.types import (
     WindowTensors,
 )
 
-
-@dataclass(frozen=True)
-class Context:
-    """The last K steps of every slot, oldest first; unused places stand behind the used ones."""
-
-    token: FloatArray  # [S, K, D]
-    used: IntArray  # [S]
-    wanted: FloatArray  # [S] return still to be earned
+Context = dict[str, Array]
+"""The last K steps of every slot, oldest first; unused places stand behind the used ones:
+token [S, K, D] float32; used [S] int64; wanted [S] float32 return still to be earned.
+"""
 
 
 class WindowPolicy(nn.Module):
@@ -92,18 +86,18 @@ class ToyWindow(FlatLearner[ToyWindowSettings]):
 
     def initial_state(self, slots: int) -> Context:
         """Return an empty context."""
-        return Context(
-            np.zeros((slots, self.settings.window_steps, token_features(self.group)), np.float32),
-            np.zeros(slots, np.int64),
-            np.zeros(slots, np.float32),
-        )
+        return {
+            "token": np.zeros((slots, self.settings.window_steps, token_features(self.group)), np.float32),
+            "used": np.zeros(slots, np.int64),
+            "wanted": np.zeros(slots, np.float32),
+        }
 
     @torch.inference_mode()
     def act(self, inputs: ActInput, state: Context, mode: Mode) -> tuple[Array, Context, Mapping[str, Array]]:
         """Draw a legal action from the softmax of the scores, or take the best legal one."""
         state = self._extend(state, inputs)
-        scores = self.network(torch.from_numpy(state.token).to(self.device)).cpu().numpy()  # [S, K, A]
-        score = scores[np.arange(len(scores)), state.used - 1]  # [S, A]
+        scores = self.network(torch.from_numpy(state["token"]).to(self.device)).cpu().numpy()  # [S, K, A]
+        score = scores[np.arange(len(scores)), state["used"] - 1]  # [S, A]
         if mode == "explore":
             score = score + inputs.rng.gumbel(
                 size=score.shape
@@ -146,16 +140,16 @@ class ToyWindow(FlatLearner[ToyWindowSettings]):
         wanted = np.where(
             first,
             inputs.slot_params["target_return"],
-            (state.wanted - inputs.prev_reward) / self.settings.gamma,
+            (state["wanted"] - inputs.prev_reward) / self.settings.gamma,
         ).astype(np.float32)  # [S]
         previous = np.eye(actions, dtype=np.float32)[inputs.prev_action]  # [S, A]
         scaled = wanted[:, None] / np.float32(self.settings.return_scale)  # [S, 1]
         obs = inputs.obs.reshape(slots, -1).astype(np.float32)  # [S, ...]
-        full = ~first & (state.used == self.settings.window_steps)  # [S]
-        token = np.where(first[:, None, None], np.float32(0.0), state.token)  # [S, K, D]
+        full = ~first & (state["used"] == self.settings.window_steps)  # [S]
+        token = np.where(first[:, None, None], np.float32(0.0), state["token"])  # [S, K, D]
         token[full] = np.roll(token[full], -1, axis=1)
         token[full, 0, -actions:] = 0.0  # as in a training window, whose first step knows no action before it
-        place = np.where(first, 0, state.used - full)  # [S]
+        place = np.where(first, 0, state["used"] - full)  # [S]
         previous[place == 0] = 0.0
         token[np.arange(slots), place] = np.concatenate([scaled, obs, previous], 1)
-        return Context(token, place + 1, wanted)
+        return {"token": token, "used": place + 1, "wanted": wanted}

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrl_ray import __version__
+from seqrl_ray.data import folders
 from seqrl_ray.data.manifest import EPISODE_FILES, column_specs, write_manifest
 from seqrl_ray.data.npy import GrowingNpy
 from seqrl_ray.errors import DataError
@@ -53,7 +54,7 @@ class DatasetWriter:
         self.rows = self.episodes = 0
         self._files: dict[str, GrowingNpy] = {}
         try:
-            self.folder.mkdir(parents=True)
+            self._made = folders.make(self.folder)
             for name, spec in self._specs.items():
                 self._files[name] = GrowingNpy(self.folder / f"{name}.npy", spec)
         except FileExistsError:
@@ -186,10 +187,7 @@ class DatasetWriter:
         """Remove what was written."""
         for file in self._files.values():
             file.abandon()
-        try:
-            self.folder.rmdir()
-        except OSError:  # somebody else put a file there: theirs to keep
-            return
+        folders.unmake(self._made)
 
     def __enter__(self) -> DatasetWriter:
         return self

@@ -10,7 +10,7 @@ vector.
 | Box, other                | float32 vector                                                               |
 | Discrete, MultiDiscrete   | one-hot(s), float32 vector                                                   |
 | MultiBinary               | float32 vector                                                               |
-| Dict, Tuple of the above  | float32 vector in gymnasium's order (Dict keys sorted); images are refused   |
+| Dict, Tuple of the above  | float32 vector in gymnasium's order (a plain dict's keys sorted); no images  |
 | action: Discrete          | index from 0 (a space that starts elsewhere is shifted)                      |
 | action: Box               | float32 of its shape, clipped to its bounds before the environment sees it   |
 
@@ -141,13 +141,14 @@ def given_mask(beside: Mapping[str, Any], mask_key: str, where: str) -> Array:
     return mask
 
 
-def _is_image(space: spaces.Box) -> bool:
+def is_image(space: spaces.Box) -> bool:
+    """Whether observations of `space` keep their shape."""
     return len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)
 
 
 def _box(space: spaces.Box) -> ObsCodec:
     low, high = float(np.min(space.low)), float(np.max(space.high))
-    if not _is_image(space):
+    if not is_image(space):
         size = int(np.prod(space.shape))
         return ObsCodec(
             ArraySpec((size,), "float32", low, high), _as_is if len(space.shape) == 1 else np.ravel
@@ -172,7 +173,7 @@ def _refuse_unflattenable(space: spaces.Space[Any], where: str) -> None:
         for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
             _refuse_unflattenable(part, where)
     elif isinstance(space, spaces.Box):
-        if _is_image(space):
+        if is_image(space):
             raise EnvError(
                 f"{where}: observation space holds the image {space} inside a Dict or Tuple: flattening it "
                 "would hide its shape from the network. Wrap the environment so that the image is the whole "

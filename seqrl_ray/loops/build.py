@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.envs.make import make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
+from seqrl_ray.loops.behaviour import Behaviour, Collecting
 from seqrl_ray.loops.rollout import Rollout
 from seqrl_ray.recipe import Recipe, policy_algorithm
 from seqrl_ray.settings import parse
@@ -30,13 +32,16 @@ def stream_seed(recipe: Recipe, *key: int) -> int:
     return int(np.random.SeedSequence(recipe.seed, spawn_key=key).generate_state(1)[0]) >> 1
 
 
-def training_env(recipe: Recipe, actor: int, incarnation: int) -> VectorEnv:
+def training_env(
+    recipe: Recipe, actor: int, incarnation: int, controller: str | None = None
+) -> VectorEnv:
     """Make the environment of one actor; a replacement (a later incarnation) gets new episodes."""
     return make_env(
         recipe.env,
         recipe.policies,
         num_envs=recipe.actors.envs_per_actor,
         seeds=EpisodeSeeds(recipe.seed, EPISODES, actor, incarnation),
+        controller=controller,
         folder=_folder(recipe),
     )
 
@@ -75,12 +80,24 @@ def algorithms(
     }
 
 
-def rollout(recipe: Recipe, actor: int, incarnation: int) -> Rollout:
-    """Make the rollout of one actor: its environment, its copies of the algorithms, its random stream."""
-    env = training_env(recipe, actor, incarnation)
+def rollout(
+    recipe: Recipe, actor: int, incarnation: int, behaviour: Behaviour | None = None
+) -> Rollout:
+    """Make the rollout of one actor: its environment, its copies of the algorithms, its random stream.
+
+    Args:
+        recipe: the run.
+        actor: number of the actor.
+        incarnation: number that differs between restarts of this actor.
+        behaviour: how the algorithms act where data is collected and nothing is learned; None: as they do.
+    """
+    env = training_env(recipe, actor, incarnation, behaviour.controller if behaviour else None)
+    actings: dict[str, Any] = dict(algorithms(recipe, env.groups))
+    if behaviour is not None:
+        actings = {p: Collecting(a, behaviour, env, env.groups[p]) for p, a in actings.items()}
     return Rollout(
         env,
-        algorithms(recipe, env.groups),
+        actings,
         writer=f"actor-{actor}",
         incarnation=incarnation,
         fragment_steps=recipe.actors.fragment_steps,

@@ -69,6 +69,8 @@ class Counters:
     """Agent decisions dropped because their weights were older than learner.max_policy_lag_updates."""
     stale_priorities: int = 0
     """Priorities that came back for a row overwritten meanwhile."""
+    owed_updates: int = 0
+    """Updates of each policy that finished episodes of an alternating phase still ask for."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class Trainer:
         """Store a fragment and count it."""
         self.counters.env_steps += fragment.env_steps
         self.counters.episodes += len(fragment.episodes)
+        self.counters.owed_updates += self.recipe.updates_per_episode * len(fragment.episodes)
         if fragment.episodes:
             self.finished.append(Finished(actor, fragment.episodes))
         for trajectory in fragment.trajectories:
@@ -196,6 +199,15 @@ class Trainer:
         if not self.offline:
             self._begin_online()
 
+    def _learn_owed(self) -> None:
+        """Pay what finished episodes ask for, once there is enough to draw from."""
+        counters, ready = self.counters, all(p.inserted >= p.min_items for p in self.pacing.values())
+        while counters.owed_updates and ready and not self.done:
+            updates = min(counters.owed_updates, self.recipe.learner.updates_per_call)
+            for policy_id in self.shards:
+                self._draw(policy_id, updates)
+            counters.owed_updates -= updates
+
     def _begin_online(self) -> None:
         """Count samples per insert from here on: what the data gave and took is no part of the ratio."""
         for pacing in self.pacing.values():
@@ -212,6 +224,9 @@ class Trainer:
     def learn(self) -> int:
         """Update every policy until pacing says no; returns the updates done."""
         before = self.learner.updates
+        if self.recipe.updates_per_episode:
+            self._learn_owed()
+            return self.learner.updates - before
         for policy_id in self.shards:
             pacing = self.pacing[policy_id]
             learns = self.learner.algorithms[policy_id].learns

@@ -6,13 +6,17 @@ state and return heads are never trained); the last action of a window is no tok
 reads it; images and masked discrete actions use the same network, with a convolutional encoder and a Tanh as
 in its `atari/`, an action table instead of a linear map, and LayerNorm over the tokens in both cases.
 Positions: the number of the decision in the episode (as the source), its place in the window, or none.
+With `return_bins` the tokens are (observation, return-to-go, action): the action is predicted from the
+return's token, and the observation's predicts the return itself; returns are hidden from all other tokens,
+because one would tell the next (after Lee et al. 2022, arXiv:2205.15241).
 
-Dims: B batch, K window steps, Q asked steps, E embedding, A action values or dimensions, T = 3K - 1 tokens.
+Dims: B batch, K window steps, Q asked steps, E embedding, N return bins, A action values or
+dimensions, T = 3K - 1 tokens.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +70,14 @@ class DecisionTransformerSettings(Protocol):
 class DecisionTransformerNet(nn.Module):
     """Embeds three tokens per step, runs the transformer, and maps each observation's token to `outputs`."""
 
-    def __init__(self, settings: DecisionTransformerSettings, group: GroupSpec, outputs: int) -> None:
+    def __init__(
+        self,
+        settings: DecisionTransformerSettings,
+        group: GroupSpec,
+        outputs: int,
+        *,
+        return_bins: int = 0,
+    ) -> None:
         super().__init__()
         units = settings.units
         self.positions = settings.positions
@@ -89,6 +100,7 @@ class DecisionTransformerNet(nn.Module):
         self.body = CausalTransformer(units, settings.layers, settings.heads, activation=settings.activation)
         gpt2_init(self.body)
         self.head = nn.Linear(units, outputs)
+        self.return_head = nn.Linear(units, return_bins) if return_bins else None
 
     def forward(
         self,
@@ -100,7 +112,8 @@ class DecisionTransformerNet(nn.Module):
         dropout: float = 0.0,
     ) -> Tensor:
         """Map windows to what the head says at their steps, [B, K, A]; step k is a function of steps 0..k and
-        not of its own action.
+        not of its own action. With `return_bins`, the logits of the return's N bins stand behind that,
+        [B, K, A + N]; they are no function of the step's own return either.
 
         Args:
             wanted: [B, K] float32 returns-to-go, scaled.
@@ -113,7 +126,8 @@ class DecisionTransformerNet(nn.Module):
         steps = wanted.shape[1]
         taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
         asks, sees = self.embed_return(wanted[..., None]), self.embed_obs(obs)  # [B, K, E] each
-        tokens = torch.stack([asks, sees, taken], 2)  # [B, K, 3, E]
+        first, second = (asks, sees) if self.return_head is None else (sees, asks)
+        tokens = torch.stack([first, second, taken], 2)  # [B, K, 3, E]
         if self.positions == "timestep":
             last = self.embed_position.num_embeddings - 1
             tokens = tokens + self.embed_position(timestep.clamp(max=last))[:, :, None]  # [B, K, 3, E]
@@ -122,12 +136,17 @@ class DecisionTransformerNet(nn.Module):
         x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
         x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
         asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
-        return self.head(self.body(x, 3 * asked + 1, dropout))  # type: ignore[no-any-return]  # [B, Q, A]
+        if self.return_head is None:
+            return self.head(self.body(x, 3 * asked + 1, dropout))  # type: ignore[no-any-return]  # [B, Q, A]
+        both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2K] or [B, 2Q]
+        told = torch.arange(x.shape[1], device=x.device) % 3 != 1  # [T] every return is hidden from the rest
+        found = self.body(x, both, dropout, told)  # [B, 2Q, E]
+        return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
 
 
-def decision_transformer_net(
-    settings: DecisionTransformerSettings, group: GroupSpec
-) -> DecisionTransformerNet:
+def decision_transformer_net(settings: Any, group: GroupSpec) -> DecisionTransformerNet:
     """Return a network with one output per discrete action, or one per dimension of a continuous one."""
     discrete = group.action.kind == "discrete"
-    return DecisionTransformerNet(settings, group, group.action.n if discrete else group.action.column.size)
+    outputs = group.action.n if discrete else group.action.column.size
+    bins = settings.return_bins if settings.return_quantile else 0
+    return DecisionTransformerNet(settings, group, outputs, return_bins=bins)

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch
 
+from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.turns import Source
@@ -46,10 +47,12 @@ class ActorReport:
 class RolloutActor:
     """Wraps a Rollout; the runtime makes a Ray actor of it."""
 
-    def __init__(self, recipe: Recipe, index: int, incarnation: int) -> None:
+    def __init__(
+        self, recipe: Recipe, index: int, incarnation: int, behaviour: Behaviour | None = None
+    ) -> None:
         torch.set_num_threads(1)
         self.recipe, self.index = recipe, index
-        self.rollout = rollout(recipe, index, incarnation)
+        self.rollout = rollout(recipe, index, incarnation, behaviour)
         self.have: dict[str, tuple[int, int]] = {}
         self._source: Source = (f"actor-{index}", incarnation, 0)
         self._shard: Any = None

@@ -177,11 +177,11 @@ def _check_room(recipe: Recipe, cpus: float, threads: int, shards: int) -> None:
 
 def wiring(recipe: Recipe, cpus: float) -> str:
     """Resolve `replay.wiring`: service for several shards or on a large machine, colocated otherwise and
-    with offline data.
+    where the learner must own the shard.
     """
     if recipe.replay.wiring != "auto":
         return recipe.replay.wiring
-    if recipe.data is not None:
+    if recipe.colocated_only:
         return "colocated"
     return "service" if recipe.replay.shards > 1 or cpus > SMALL_MACHINE_CORES else "colocated"
 

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from seqrl_ray.errors import WorkerError
+from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.actor import RolloutActor
 from seqrl_ray.runtime.evaluator import Evaluator
@@ -96,8 +97,11 @@ def _fingerprint(traceback: str) -> str:
 class Supervisor:
     """Makes and ends the processes of one run."""
 
-    def __init__(self, recipe: Recipe, *, actor_cpus: float) -> None:
+    def __init__(
+        self, recipe: Recipe, *, actor_cpus: float, behaviour: Behaviour | None = None
+    ) -> None:
         self.recipe = recipe
+        self.behaviour = behaviour
         self.actor_cpus = actor_cpus
         self.budget = Budget(recipe.actors.max_restarts_per_10_min)
         self.incarnations = dict.fromkeys(range(recipe.actors.count), -1)
@@ -118,7 +122,9 @@ class Supervisor:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
         self.incarnations[index] += 1
         remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env=threads_env())
-        self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index])
+        self.actors[index] = remote.remote(
+            self.recipe, index, self.incarnations[index], self.behaviour
+        )
         return self.actors[index]
 
     def make_board(self) -> Any:

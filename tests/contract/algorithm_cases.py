@@ -1,4 +1,4 @@
-"""Groups and batches for the algorithm contract suite: vectors, masked agents, stacked images."""
+"""Groups and batches for the algorithm contract suite: vectors, masked agents, stacked images, boxes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,53 @@ def discrete_group(obs: ArraySpec, actions: int, own: tuple[int, ...], frame_sta
     )
 
 
+def box_group(
+    obs: ArraySpec,
+    shape: tuple[int, ...],
+    low: tuple[float, ...],
+    high: tuple[float, ...],
+    frame_stack: int = 1,
+) -> GroupSpec:
+    slots = tuple(Slot(env=i, agent="agent", obs_size=obs.size, num_actions=0) for i in range(4))
+    return GroupSpec("shared", slots, obs, ActionSpec("box", shape=shape, low=low, high=high), frame_stack)
+
+
 GROUPS = {
     "vector": discrete_group(ArraySpec((6,), "float32"), 3, own=(3, 3, 3, 3)),
     "masked": discrete_group(ArraySpec((5,), "float32"), 4, own=(4, 2, 3, 1)),
     "image": discrete_group(ArraySpec((12, 12), "uint8"), 3, own=(3, 3), frame_stack=2),
+    "box": box_group(ArraySpec((4,), "float32"), (2,), low=(-1.0, 0.0), high=(1.0, 5.0)),
+    "box_stacked": box_group(ArraySpec((3,), "float32"), (1, 2), (-2.0, 0.5), (-1.0, 1.0), frame_stack=2),
 }
-BOX = GroupSpec(
-    policy_id="shared",
-    slots=tuple(Slot(env=i, agent="agent", obs_size=4, num_actions=0) for i in range(3)),
-    obs=ArraySpec((4,), "float32"),
-    action=ActionSpec("box", shape=(2,), low=(-1.0, 0.0), high=(1.0, 5.0)),
-)
+BOX = GROUPS["box"]
+
+ACTION_KINDS: dict[str, tuple[str, ...]] = {
+    "decision_transformer": ("discrete", "box"),
+    "elastic_dt": ("discrete", "box"),
+    "online_dt": ("discrete", "box"),
+    "random": ("discrete", "box"),
+    "sac": ("box",),
+}
+"""What each algorithm can choose; those that are not named here: discrete actions."""
+
+
+QUIET: dict[str, dict[str, Any]] = {
+    "decision_transformer": {"dropout": 0.0},
+    "elastic_dt": {"dropout": 0.0},
+    "online_dt": {"dropout": 0.0},
+}
+"""Keys that switch off noise which is drawn for a place in the batch and not for a row."""
+
+
+def drives(name: str, group: GroupSpec) -> bool:
+    """Whether the algorithm is for actions of the group's kind."""
+    return group.action.kind in ACTION_KINDS.get(name, ("discrete",))
+
+
+def group_for(name: str, wanted: str = "vector") -> GroupSpec:
+    """The group of that name, or the first one whose kind of actions the algorithm is for."""
+    fits = [group for group in GROUPS.values() if drives(name, group)]
+    return GROUPS[wanted] if drives(name, GROUPS[wanted]) else fits[0]
 
 
 def build(name: str, group: GroupSpec, seed: int = 0, **kwargs: Any) -> Algorithm:
@@ -68,6 +104,15 @@ def observations(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Genera
     if spec.dtype == "uint8":
         return rng.integers(0, 256, (*shape, *spec.shape), dtype=np.uint8)
     return rng.normal(size=(*shape, *spec.shape)).astype(spec.dtype)
+
+
+def actions(group: GroupSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Actions that the group can take; with a mask, the one that is always legal."""
+    action = group.action
+    if action.kind == "box":
+        low, high = (np.reshape(bound, action.shape) for bound in (action.low, action.high))
+        return rng.uniform(low, high, (*shape, *action.shape)).astype(np.float32)
+    return np.zeros(shape, np.int64) if group.masked else rng.integers(0, action.n, shape)
 
 
 def act_input(
@@ -103,9 +148,7 @@ def make_batch(
         legal_tm1, legal_t = legal_of(group, (u, b), rng), legal_of(group, (u, b), rng)
         return Transitions(
             obs_tm1=observations(group, (u, b), rng),
-            action_tm1=np.zeros((u, b), np.int64)
-            if group.masked
-            else rng.integers(0, group.action.n, (u, b)),
+            action_tm1=actions(group, (u, b), rng),
             reward_t=rng.normal(size=(u, b)).astype(np.float32),
             discount_t=(spec.gamma * (rng.random((u, b)) < 0.8)).astype(np.float32),
             obs_t=observations(group, (u, b), rng),
@@ -122,7 +165,7 @@ def make_batch(
     step = np.arange(k)
     valid = step < length
     legal = legal_of(group, (u, b, k), rng)
-    action = np.zeros((u, b, k), np.int64) if group.masked else rng.integers(0, group.action.n, (u, b, k))
+    action = actions(group, (u, b, k), rng)
     return Windows(
         obs=zeroed(observations(group, (u, b, k), rng), valid),
         action=zeroed(action, valid),

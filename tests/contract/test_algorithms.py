@@ -1,29 +1,37 @@
-"""The contract of every registered algorithm, on every kind of observation."""
+"""The contract of every registered algorithm, on every kind of observation and of action that it is for."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from algorithm_cases import BOX, GROUPS, B, U, act_input, build, make_batch
+from algorithm_cases import BOX, GROUPS, QUIET, B, U, act_input, build, drives, group_for, make_batch
 
 from seqrl_ray.algorithms import names, settings_class
 from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.algorithms.flat_learner import FlatLearner
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.loops.feed import feed
 from seqrl_ray.settings import mutable_keys
 from seqrl_ray.types import GroupSpec, Transitions, Update, Windows
 
-LEARNERS = [name for name in names() if build(name, GROUPS["vector"]).learns]
-WINDOWED = [name for name in LEARNERS if build(name, GROUPS["vector"]).sample_spec().view == "windows"]
+LEARNERS = [name for name in names() if build(name, group_for(name)).learns]
+WINDOWED = [name for name in LEARNERS if build(name, group_for(name)).sample_spec().view == "windows"]
 
 
-@pytest.fixture(params=GROUPS)
-def group(request: pytest.FixtureRequest) -> GroupSpec:
-    return GROUPS[request.param]
+def on_every_group(algorithms: Sequence[str]) -> pytest.MarkDecorator:
+    """Parametrise (name, group) over the groups that each algorithm is for."""
+    cases = [
+        pytest.param(name, group, id=f"{name}-{kind}")
+        for name in algorithms
+        for kind, group in GROUPS.items()
+        if drives(name, group)
+    ]
+    return pytest.mark.parametrize(("name", "group"), cases)
 
 
 def run_update(algorithm: Algorithm, batch: Transitions | Windows) -> Update:
@@ -49,7 +57,17 @@ def assert_same_learned(a: Algorithm, b: Algorithm) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", names())
+def assert_legal(action: Any, group: GroupSpec) -> None:
+    column = group.action.column
+    assert action.shape == (len(group.slots), *column.shape) and str(action.dtype) == column.dtype
+    if group.action.kind == "box":
+        low, high = (np.reshape(bound, column.shape) for bound in (group.action.low, group.action.high))
+        assert (low <= action).all() and (action <= high).all()
+    else:
+        assert all(0 <= a < s.num_actions for a, s in zip(action, group.slots, strict=True))
+
+
+@on_every_group(names())
 @pytest.mark.parametrize("mode", ["explore", "greedy"])
 def test_actions_are_legal_and_extras_are_the_declared_columns(
     name: str, mode: Any, group: GroupSpec
@@ -61,17 +79,16 @@ def test_actions_are_legal_and_extras_are_the_declared_columns(
     for step in range(12):
         inputs = act_input(algorithm, group, seed=step, first=step == 0, progress=0.0)
         action, state, extras = algorithm.act(inputs, state, mode)
-        assert action.shape == (len(group.slots),) and action.dtype == np.int64
-        assert all(0 <= a < s.num_actions for a, s in zip(action, group.slots, strict=True))
+        assert_legal(action, group)
         assert {k: (v.shape[1:], str(v.dtype)) for k, v in extras.items()} == {
             k: (v.shape, v.dtype) for k, v in declared.items()
         }
         assert all(len(v) == len(group.slots) for v in extras.values())
-        seen.add(tuple(action))
+        seen.add(tuple(action.ravel()))
     assert len(seen) > 1 or mode == "greedy"
 
 
-@pytest.mark.parametrize("name", names())
+@on_every_group(names())
 def test_acting_is_a_function_of_its_arguments(name: str, group: GroupSpec) -> None:
     algorithm = build(name, group)
     slots = len(group.slots)
@@ -85,15 +102,15 @@ def test_acting_is_a_function_of_its_arguments(name: str, group: GroupSpec) -> N
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_slots_do_not_see_one_another(name: str) -> None:
-    group = GROUPS["masked"]
+    group = group_for(name, "masked")
     algorithm = build(name, group)
     inputs = act_input(algorithm, group, seed=3)
     order = np.array([2, 0, 3, 1])
-    assert inputs.legal is not None
+    assert (inputs.legal is not None) == group.masked
     shuffled = replace(
         inputs,
         obs=inputs.obs[order],
-        legal=inputs.legal[order],
+        legal=None if inputs.legal is None else inputs.legal[order],
         slot_params={k: v[order] for k, v in inputs.slot_params.items()},
     )
     action, _, _ = algorithm.act(inputs, algorithm.initial_state(4), "greedy")
@@ -102,9 +119,12 @@ def test_slots_do_not_see_one_another(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_discrete_learners_refuse_continuous_actions(name: str) -> None:
-    with pytest.raises(RecipeError, match="continuous"):
-        build(name, BOX)
+def test_learners_refuse_actions_they_are_not_for(name: str) -> None:
+    for group in GROUPS.values():
+        if not drives(name, group):
+            kind = "continuous" if group.action.kind == "box" else "discrete"
+            with pytest.raises(RecipeError, match=f"policies.shared: the environment's actions are {kind}"):
+                build(name, group)
 
 
 def test_random_draws_inside_the_box() -> None:
@@ -112,21 +132,21 @@ def test_random_draws_inside_the_box() -> None:
     draws = np.stack(
         [algorithm.act(act_input(algorithm, BOX, seed), None, "explore")[0] for seed in range(200)]
     )
-    assert draws.shape == (200, 3, 2) and draws.dtype == np.float32
+    assert draws.shape == (200, 4, 2) and draws.dtype == np.float32
     assert (draws >= [-1.0, 0.0]).all() and (draws <= [1.0, 5.0]).all()
     np.testing.assert_allclose(draws.mean((0, 1)), [0.0, 2.5], atol=0.3)
 
 
 @pytest.mark.parametrize("name", names())
 def test_slot_params_have_one_value_per_slot(name: str) -> None:
-    algorithm = build(name, GROUPS["vector"])
+    algorithm = build(name, group_for(name))
     for value in algorithm.slot_params(0.3, np.array([5, 0, 7]), 8).values():
         assert value.shape == (3,) and value.dtype == np.float32
 
 
 @pytest.mark.parametrize("name", names())
 def test_weights_go_round_as_a_float32_copy(name: str) -> None:
-    group = GROUPS["vector"]
+    group = group_for(name)
     maker, taker = build(name, group, seed=0), build(name, group, seed=1)
     flat = maker.weights()
     assert flat.dtype == np.float32 and flat.ndim == 1
@@ -146,15 +166,15 @@ def test_weights_go_round_as_a_float32_copy(name: str) -> None:
 def test_equal_seeds_give_equal_weights_whatever_torch_did_before(name: str) -> None:
     import torch
 
-    first = build(name, GROUPS["vector"], seed=4).weights()
+    first = build(name, group_for(name), seed=4).weights()
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    second = build(name, GROUPS["vector"], seed=4).weights()
+    second = build(name, group_for(name), seed=4).weights()
     np.testing.assert_array_equal(first, second)
     assert torch.equal(before, torch.get_rng_state())  # and leaves the global generator alone
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@on_every_group(LEARNERS)
 def test_update_gives_one_priority_per_item(name: str, group: GroupSpec) -> None:
     algorithm = build(name, group)
     before = algorithm.weights()
@@ -167,7 +187,7 @@ def test_update_gives_one_priority_per_item(name: str, group: GroupSpec) -> None
     assert (algorithm.weights() != before).any()
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@on_every_group(LEARNERS)
 def test_one_call_of_u_updates_is_u_calls_of_one(name: str, group: GroupSpec) -> None:
     together, apart = build(name, group), build(name, group)
     batch = make_batch(together.sample_spec(), group, seed=1)
@@ -180,7 +200,7 @@ def test_one_call_of_u_updates_is_u_calls_of_one(name: str, group: GroupSpec) ->
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_saved_state_gives_the_same_next_update_bit_for_bit(name: str) -> None:
-    group = GROUPS["masked"]
+    group = group_for(name, "masked")
     original, restored = build(name, group, seed=0), build(name, group, seed=5)
     spec = original.sample_spec()
     run_update(original, make_batch(spec, group, seed=2))
@@ -197,7 +217,7 @@ def test_saved_state_gives_the_same_next_update_bit_for_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_an_exploit_copies_what_was_learned_and_not_the_hyper_parameters(name: str) -> None:
-    group = GROUPS["vector"]
+    group = group_for(name)
     winner, loser = build(name, group, seed=0), build(name, group, seed=1)
     run_update(winner, make_batch(winner.sample_spec(), group, seed=0))
     loser.set_hparams({"learning_rate": 0.002})
@@ -210,7 +230,7 @@ def test_an_exploit_copies_what_was_learned_and_not_the_hyper_parameters(name: s
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("part", ["learned", "private"])
 def test_state_of_another_algorithm_is_refused_by_name(name: str, part: str) -> None:
-    algorithm = build(name, GROUPS["vector"])
+    algorithm = build(name, group_for(name))
     values = getattr(algorithm, part)()
     values["stranger"] = values.pop(next(iter(values)))
     with pytest.raises(CheckpointError, match=f"{part} holds .*stranger"):
@@ -219,17 +239,19 @@ def test_state_of_another_algorithm_is_refused_by_name(name: str, part: str) -> 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_priorities_follow_a_permutation_of_the_batch(name: str) -> None:
-    group = GROUPS["masked"]
-    algorithm, shuffled = build(name, group), build(name, group)
-    batch = make_batch(algorithm.sample_spec(), group, seed=4, u=1)
+    group = group_for(name, "masked")
+    algorithm, shuffled = build(name, group, **QUIET.get(name, {})), build(name, group, **QUIET.get(name, {}))
+    batch = feed(make_batch(algorithm.sample_spec(), group, seed=4, u=1), "cpu")
+    if isinstance(algorithm, FlatLearner):
+        batch = algorithm.drawn(batch)  # what is drawn for a row goes where the row goes
     order = np.array([3, 1, 4, 0, 2])
-    plain = run_update(algorithm, batch).priorities
-    moved = run_update(shuffled, cut(batch, (slice(None), order))).priorities
+    plain = algorithm.update(batch, algorithm.hparams(0.0)).priorities
+    moved = shuffled.update(cut(batch, (slice(None), order)), shuffled.hparams(0.0)).priorities
     np.testing.assert_allclose(plain[:, order], moved, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(algorithm.weights(), shuffled.weights(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", WINDOWED)
+@on_every_group(WINDOWED)
 def test_poison_behind_the_masks_changes_nothing(name: str, group: GroupSpec) -> None:
     clean, poisoned = build(name, group), build(name, group)
     spec = clean.sample_spec()
@@ -238,7 +260,11 @@ def test_poison_behind_the_masks_changes_nothing(name: str, group: GroupSpec) ->
     behind = ~batch.valid
     changes: dict[str, Any] = {"reward": np.where(behind, np.nan, batch.reward).astype(np.float32)}
     if batch.obs.dtype == np.float32:
-        changes["obs"] = np.where(behind[..., None], np.nan, batch.obs).astype(np.float32)
+        hidden = behind.reshape(*behind.shape, *[1] * (batch.obs.ndim - behind.ndim))
+        changes["obs"] = np.where(hidden, np.nan, batch.obs).astype(np.float32)
+    if group.action.kind == "box":
+        hidden = behind.reshape(*behind.shape, *[1] * (batch.action.ndim - behind.ndim))
+        changes["action"] = np.where(hidden, np.nan, batch.action).astype(np.float32)
     if batch.return_to_go is not None:
         changes["return_to_go"] = np.where(behind, np.nan, batch.return_to_go).astype(np.float32)
     first, second = run_update(clean, batch), run_update(poisoned, replace(batch, **changes))
@@ -249,11 +275,12 @@ def test_poison_behind_the_masks_changes_nothing(name: str, group: GroupSpec) ->
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_hyper_parameters_are_the_mutable_keys_and_gamma_reaches_the_view(name: str) -> None:
-    algorithm = build(name, GROUPS["vector"])
+    algorithm = build(name, group_for(name))
     keys = mutable_keys(settings_class(name))
     assert set(algorithm.hparams(0.0)) == set(keys)
-    algorithm.set_hparams({"gamma": 0.5})
-    assert algorithm.sample_spec().gamma == 0.5 and algorithm.hparams(1.0)["gamma"] == 0.5
+    if "gamma" in keys:
+        algorithm.set_hparams({"gamma": 0.5})
+        assert algorithm.sample_spec().gamma == 0.5 and algorithm.hparams(1.0)["gamma"] == 0.5
     with pytest.raises(RecipeError, match=r"algorithm\.adam_eps is not mutable"):
         algorithm.set_hparams({"adam_eps": 0.1})
     with pytest.raises(RecipeError, match=r"algorithm\.learning_rate=-1.* is refused"):
@@ -269,3 +296,14 @@ def test_random_refuses_to_learn() -> None:
         load({})
         with pytest.raises(CheckpointError, match="random has no state"):
             load({"online": np.zeros(3)})
+
+
+@pytest.mark.parametrize("name", names())
+def test_acting_state_fits_into_a_checkpoint(name: str) -> None:
+    """A resumed local run goes on in the middle of an episode: None, arrays, dicts or tuples of arrays do."""
+    algorithm = build(name, group_for(name))
+    state = algorithm.initial_state(4)
+    _, after, _ = algorithm.act(act_input(algorithm, group_for(name), seed=3), state, "greedy")
+    for tree in (state, after):
+        leaves = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple) else [tree]
+        assert all(leaf is None or isinstance(leaf, np.ndarray) for leaf in leaves)

@@ -212,13 +212,18 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
     "unknown algorithm": (
         ["mine.toml", "algorithm.name=dobule_dqn"],
         "algorithm.name='dobule_dqn' is not an algorithm. Did you mean \"double_dqn\"? "
-        "Known: double_dqn, dqn, random, toy_recurrent, toy_window.",
+        "Known: double_dqn, dqn, random, sac, toy_recurrent, toy_window.",
     ),
     "algorithm and actions do not fit": (
         ["mine.toml", "env.id=Pendulum-v1"],
         "policies.shared: the environment's actions are continuous, of shape (1,): action values need a "
         "discrete set. "
         "Choose another algorithm.name, or an environment with discrete actions.",
+    ),
+    "actions and algorithm do not fit": (
+        ["mine.toml", "algorithm.name=sac"],
+        "policies.shared: the environment's actions are discrete: sac needs a box of real numbers. "
+        "Choose another algorithm.name.",
     ),
     "unknown controller": (
         ["traffic/cologne1", 'evaluation.controllers=["max_presure"]'],

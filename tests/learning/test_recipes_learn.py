@@ -35,6 +35,12 @@ def test_cartpole_is_solved_on_five_seeds(tmp_path, local):
     assert min(returns) >= 475.0, returns
 
 
+def test_the_pendulum_is_swung_up_by_continuous_actions(tmp_path):
+    """Random play returns about -1200; what is left is the swing itself."""
+    returns = [final_return(tmp_path, "classic/pendulum_sac", seed, True) for seed in range(2)]
+    assert min(returns) >= -250.0, returns
+
+
 @LAYOUTS
 @pytest.mark.parametrize("variant", ["door_grid", "door_grid_departing", "door_grid_two_policies"])
 def test_agents_that_need_each_other_come_close_to_the_optimum(tmp_path, variant, local):

@@ -42,5 +42,16 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(ray_here, tmp_path, loc
     assert_equal_learners(tmp_path / "whole", tmp_path / "halves")
 
 
+def test_updates_that_draw_at_random_draw_the_same_everywhere(ray_here, tmp_path):
+    """Soft Actor-Critic here, through Ray, and stopped and resumed half way."""
+    recipe, overrides = "classic/pendulum_sac", (*LOCK_STEP, "stop.updates=200")
+    train(tmp_path / "local", *overrides, local=True, recipe=recipe)
+    train(tmp_path / "ray", *overrides, recipe=recipe)
+    assert_equal_learners(tmp_path / "local", tmp_path / "ray")
+    train(tmp_path / "halves", *LOCK_STEP, "stop.updates=100", local=True, recipe=recipe)
+    api.resume(tmp_path / "halves", ["stop.updates=200"], local=True, quiet=True)
+    assert_equal_learners(tmp_path / "local", tmp_path / "halves")
+
+
 def test_small_overrides_are_valid_for_the_recipe():
     assert api.read_recipe("classic/cartpole", SMALL).learner.batch_size == 32

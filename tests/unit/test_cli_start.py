@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"ale_py", "fsspec", "gymnasium", "libsumo", "matplotlib", "mujoco", "numpy", "pettingzoo", "pyarrow"}
-HEAVY |= {"ray", "safetensors", "sumo_rl", "tensorboardX", "torch"}
+HEAVY = {"ale_py", "fsspec", "gymnasium", "h5py", "libsumo", "matplotlib", "minari", "mujoco", "numpy"}
+HEAVY |= {"pettingzoo", "pyarrow", "ray", "safetensors", "sumo_rl", "tensorboardX", "torch"}
 MODULES_LIMIT = 600
 """The standard library, typer and rich."""
 
@@ -38,7 +38,9 @@ def imported(*args: str) -> tuple[set[str], int, str]:
     return {name.partition(".")[0] for name in modules}, len(modules), done.stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", "--help"], ["data", "import", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(args):
     packages, count, out = imported(*args)
     assert out
@@ -61,5 +63,5 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_every_command_is_listed():
     _, _, out = imported("--help")
-    for command in ("train", "evaluate", "report", "check", "doctor"):
+    for command in ("train", "evaluate", "data", "report", "check", "doctor"):
         assert f" {command} " in out

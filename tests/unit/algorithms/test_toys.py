@@ -164,9 +164,9 @@ def test_a_full_context_forgets_its_oldest_step() -> None:
             rng=np.random.default_rng(0),
         )
         _, state, _ = algorithm.act(inputs, state, "greedy")
-        used.append(int(state.used[0]))
-        wanted.append(float(state.wanted[0]))
-        newest.append(state.token[0].tolist())
+        used.append(int(state["used"][0]))
+        wanted.append(float(state["wanted"][0]))
+        newest.append(state["token"][0].tolist())
     assert used == [1, 2, 2, 1]
     assert wanted == [1.0, 0.75, 0.5, 1.0]
     # token: return still wanted, two features, one-hot of the action before

@@ -1,0 +1,146 @@
+"""The Online Decision Transformer: LAMB by the paper's equations, the temperature, and what must not mix."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqrl_ray.algorithms import make_algorithm
+from seqrl_ray.algorithms.online_dt import OnlineDt
+from seqrl_ray.algorithms.online_dt_settings import OnlineDtSettings
+from seqrl_ray.loops.feed import feed
+from seqrl_ray.types import Array
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
+from algorithm_cases import GROUPS, act_input, make_batch
+
+SMALL: dict[str, Any] = {
+    "units": 16, "layers": 1, "heads": 2, "window_steps": 6, "acting_steps": 3, "warmup_updates": 0
+}  # fmt: skip
+
+
+def build(group: str = "box", **keys: Any) -> OnlineDt:
+    algorithm = make_algorithm("online_dt", OnlineDtSettings(**{**SMALL, **keys}), GROUPS[group], seed=4)
+    assert isinstance(algorithm, OnlineDt)
+    return algorithm
+
+
+def slow_lamb(weights: list[Array], gradients: list[list[Array]], rate: float, decay: float) -> list[Array]:
+    """Algorithm 2 of arXiv:1904.00962 with bias correction, tensor by tensor, in float64."""
+    weights = [w.astype(np.float64) for w in weights]
+    m, v = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
+    for t, step in enumerate(gradients, 1):
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in step))
+        for i, g in enumerate(step):
+            g = g.astype(np.float64) * min(1.0, 0.25 / (norm + 1e-6))
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            r = (m[i] / (1 - 0.9**t)) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8) + decay * weights[i]
+            size, length = np.linalg.norm(weights[i]), np.linalg.norm(r)
+            weights[i] = weights[i] - rate * (size / length if size > 0 and length > 0 else 1.0) * r
+    return weights
+
+
+@pytest.mark.parametrize("decay", [0.0, 5e-4])
+def test_lamb_is_the_paper_s(decay: float) -> None:
+    algorithm = build(weight_decay=decay, learning_rate=1e-2)
+    rng, layout = np.random.default_rng(0), algorithm._layout
+    names = [name for name, _, _ in layout]
+    before = [v.numpy().copy() for v in algorithm._split(algorithm.state.online).values()]
+    state, asked = algorithm.state, []
+    for update, row in enumerate(algorithm._scalars(5, 1e-2)):
+        scale = 10.0 ** (update - 3)
+        step = [rng.normal(size=shape, scale=scale).astype(np.float32) for _, shape, _ in layout]
+        asked.append([g for g, name in zip(step, names, strict=True) if name != "log_temperature"])
+        flat = torch.from_numpy(np.concatenate([g.ravel() for g in step]))
+        state, _ = algorithm.apply(state, flat, row)
+    after = [v.numpy() for v in algorithm._split(state.online).values()]
+    policy = [i for i, name in enumerate(names) if name != "log_temperature"]
+    wanted = slow_lamb([before[i] for i in policy], asked, 1e-2, decay)
+    for i, w in zip(policy, wanted, strict=True):
+        np.testing.assert_allclose(after[i], w, rtol=2e-5, atol=2e-6, err_msg=names[i])
+
+
+def test_temperature_is_adam_s_and_the_clip_is_not_its_business() -> None:
+    algorithm = build(temperature_rate=1e-2)
+    (place,) = [i for i, (name, _, _) in enumerate(algorithm._layout) if name == "log_temperature"]
+    gradient = torch.randn_like(algorithm.state.online) * 100.0
+    parameter = torch.nn.Parameter(list(algorithm._split(algorithm.state.online).values())[place].clone())
+    adam, state = torch.optim.Adam([parameter], lr=1e-2), algorithm.state
+    for row in algorithm._scalars(3, 1e-4):
+        parameter.grad = list(algorithm._split(gradient).values())[place].clone()
+        adam.step()
+        state, _ = algorithm.apply(state, gradient, row)
+    found = list(algorithm._split(state.online).values())[place]
+    torch.testing.assert_close(found, parameter.data, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("group", ["box", "vector"])
+@pytest.mark.parametrize("target", [-50.0, 50.0])
+def test_temperature_moves_towards_the_wanted_entropy(group: str, target: float) -> None:
+    algorithm = build(group, target_entropy_per_dim=target, temperature_rate=1e-2)
+    before = algorithm.network.log_temperature.item()
+    batch = feed(make_batch(algorithm.sample_spec(), GROUPS[group], seed=1), "cpu")
+    found = algorithm.update(batch, algorithm.hparams(0.0))
+    assert {"entropy", "temperature", "negative_log_likelihood"} <= set(found.metrics)
+    assert (algorithm.network.log_temperature.item() > before) == (target > 0.0)
+
+
+def test_policy_and_temperature_share_no_gradient() -> None:
+    """The policy's gradient does not know the wanted entropy, the temperature's not the likelihood."""
+    batch = feed(make_batch(build().sample_spec(), GROUPS["box"], seed=2), "cpu")
+    gradients = []
+    for target in (-1.0, -9.0):
+        algorithm = build(target_entropy_per_dim=target, dropout=0.0)
+        drawn = algorithm.drawn(batch)
+        minibatch = type(drawn)(
+            **{
+                name: value
+                if value is None
+                else {k: v[0] for k, v in value.items()}
+                if isinstance(value, dict)
+                else value[0]
+                for name, value in vars(drawn).items()
+            }
+        )
+        terms = algorithm.loss(algorithm.network, algorithm.network, minibatch)
+        names, values = zip(*algorithm.network.named_parameters(), strict=True)
+        found = torch.autograd.grad(terms.loss[minibatch.learn].sum(), values)
+        gradients.append(dict(zip(names, found, strict=True)))
+    for name in gradients[0]:
+        same = torch.equal(gradients[0][name], gradients[1][name])
+        assert same == (name != "log_temperature"), name
+
+
+def test_actors_ask_for_more_and_draw_while_the_judge_does_not() -> None:
+    algorithm = build(target_return=10.0, online_target_return=20.0)
+    group = GROUPS["box"]
+    inputs, fresh = act_input(algorithm, group, seed=0), algorithm.initial_state(len(group.slots))
+    assert fresh.wanted.shape[1] == 3  # the acting context, shorter than the trained window
+    drawn, explored, _ = algorithm.act(inputs, fresh, "explore")
+    mean, judged, _ = algorithm.act(inputs, fresh, "greedy")
+    assert (explored.wanted[:, 0] == 20.0).all() and (judged.wanted[:, 0] == 10.0).all()
+    again, _, _ = algorithm.act(act_input(algorithm, group, seed=0), fresh, "greedy")
+    np.testing.assert_array_equal(mean, again)
+    assert not np.allclose(drawn, mean)
+    low, high = np.array(group.action.low), np.array(group.action.high)
+    assert (drawn >= low).all() and (drawn <= high).all()
+
+
+def test_everything_learned_goes_through_a_checkpoint() -> None:
+    a, b = build(), build()
+    batch = feed(make_batch(a.sample_spec(), GROUPS["box"], seed=3), "cpu")
+    a.update(batch, a.hparams(0.0))
+    b.load_learned(a.learned())
+    b.load_private(a.private())
+    assert a.network.log_temperature.item() == b.network.log_temperature.item() != math.log(0.1)
+    np.testing.assert_array_equal(
+        a.update(batch, a.hparams(0.0)).priorities, b.update(batch, b.hparams(0.0)).priorities
+    )
+    np.testing.assert_array_equal(a.weights(), b.weights())
