@@ -7,17 +7,18 @@ arXiv:2205.15241): a prediction follows from what was seen and done, and a step'
 action through the residual stream alone. Departs from the source:
 - Returns come as shares of the data's range, in [0, 1], and the same bins serve both ways: the network reads
   the middle of a return's bin and means it by that bin (there encoding counts one bin less than decoding).
-- The search runs all slots and histories as one batch. An observation's token does not see its own return,
-  so the expectile is known after the first pass and the second one is for the chosen histories only; the
-  history of one step is always tried; the expert's bias is added once (there twice); without noise the best
-  return is taken, not drawn; there is no search around the last length only.
+- The search runs all slots and histories as one batch without padding, two histories to a row, and leaves
+  out the returns that nobody hears. An observation's token does not see its own return, so the expectile is
+  known after the first pass and the second one is for the chosen histories only; the history of one step is
+  always tried; the expert's bias is added once (there twice); without noise the best return is taken, not
+  drawn; there is no search around the last length only.
 - Dropout also falls on attention weights. The last action of a window is no token: no prediction reads it.
 - Images get a convolutional encoder and no prediction of the next one. Discrete actions get a table, and the
   next observation is predicted from the action taken; a continuous one's from the action predicted, as there.
 - There is no reward head: the source trains none.
 
-Dims: B batch, K window steps, Q asked steps, C histories, E embedding, N return bins, A action values or
-dimensions, D observation features, T = 3K - 1 tokens.
+Dims: B batch, K window steps, Q asked steps, C histories, R rows of two histories, W steps of such a row,
+E embedding, N return bins, A action values or dimensions, D observation features, T tokens.
 """
 
 from __future__ import annotations
@@ -108,7 +109,6 @@ class ElasticNet(nn.Module):
         timestep: Tensor,
         at: Tensor | None = None,
         dropout: float = 0.0,
-        forget: Tensor | None = None,
     ) -> Expected:
         """Map windows to what is expected at their steps; step k is a function of steps 0..k (of the returns
         of steps 0 and k only) and, but for the next observation, not of its own action.
@@ -120,30 +120,15 @@ class ElasticNet(nn.Module):
             timestep: [B, K] int64 number of the decision in its episode.
             at: [B, Q] int64 steps to answer for instead of all.
             dropout: of embeddings, attention and branches, in [0, 1).
-            forget: [B, C] int64, with `at` [B, 1]: how many of its oldest steps a history is without, at most
-                `at`. Answers for each history, with C for Q.
         """
-        bins = (wanted * self.bins).long().clamp(0, self.bins - 1)  # [B, K]
-        asks = self.embed_return((2.0 * self.middle(bins) - 1.0)[..., None])  # [B, K, E]
-        done = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
-        tokens = torch.stack([self.embed_obs(obs), asks, done], 2)  # [B, K, 3, E]
-        last = self.embed_timestep.num_embeddings - 1
-        tokens = tokens + self.embed_timestep(timestep.clamp(max=last))[:, :, None]  # [B, K, 3, E]
-        batch, steps = wanted.shape
-        if forget is not None and at is not None:
-            place = forget[..., None] + torch.arange(steps, device=tokens.device)  # [B, C, K]
-            row = torch.arange(batch, device=tokens.device)[:, None, None]
-            tokens = tokens[row, place.clamp(max=steps - 1)].flatten(0, 1)  # [B C, K, 3, E]
-            at = (at - forget).reshape(-1, 1)  # [B C, 1]
-        x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
-        x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
+        tokens, done, bins = self._embed(wanted, obs, action, timestep)  # [B, K, 3, E], [B, K, E], [B, K]
+        x = nn.functional.dropout(tokens.flatten(1, 2)[:, :-1], dropout)  # [B, T, E]
         token = torch.arange(x.shape[1], device=x.device)  # [T]
-        asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
+        told = (token % 3 != 1) | (token == 1)  # [T]
+        asked = torch.arange(wanted.shape[1], device=x.device) if at is None else at  # [K] or [B, Q]
         both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2 K] or [B, 2 Q]
-        x = self.body(x, both, dropout, (token % 3 != 1) | (token == 1))  # [B, 2 Q, E]
+        x = self.body(x, both, dropout, told & (token <= token[:, None]))  # [B, 2 Q, E]
         sees, asks = x.unflatten(1, (-1, 2)).unbind(2)  # [B, Q, E] each
-        if forget is not None:
-            sees, asks = (part.view(*forget.shape, -1) for part in (sees, asks))  # [B, C, E] each
         chosen, surprise = self.action_head(asks), None  # [B, Q, A]
         if at is None and self.next_obs_head is not None:
             does = done if self._discrete else torch.tanh(chosen)  # [B, K, E or A]
@@ -151,6 +136,67 @@ class ElasticNet(nn.Module):
             surprise = (expected - self.embed_obs[0](obs[:, 1:])).square().mean(-1)  # [B, K - 1]
         best_return = self.best_return_head(sees).squeeze(-1)  # [B, Q]
         return Expected(self.return_head(sees), best_return, chosen, surprise, bins)
+
+    def promises(
+        self, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, at: Tensor, forget: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return `best_return` [B, C] and `return_logits` [B, C, N] at the newest step of several histories:
+        those of `forward` for windows without their oldest steps.
+
+        Args:
+            wanted: [B, K], as for `forward`.
+            obs: [B, K, *policy_obs].
+            action: [B, K, ...].
+            timestep: [B, K].
+            at: [B, 1] int64 newest steps.
+            forget: [B, C] int64 how many oldest steps each history is without, ascending, at most `at`.
+        """
+        tokens, _, _ = self._embed(wanted, obs, action, timestep)  # [B, K, 3, E]
+        rows, odd = (forget.shape[1] + 1) // 2, forget.shape[1] % 2  # a long history beside a short one
+        start = torch.stack([forget[:, :rows], forget.flip(1)[:, :rows]], -1)  # [B, R, 2]
+        length = at[..., None] - start + 1  # [B, R, 2]
+        end = length.cumsum(-1)  # [B, R, 2] place behind each of the two
+        place = torch.arange(int(end.max()), device=at.device)  # [W]
+        second = (place >= end[..., :1]).long()  # [B, R, W]
+        origin = torch.stack([start[..., 0], start[..., 1] - length[..., 0]], -1)  # [B, R, 2] step at place 0
+        step = (origin.gather(2, second) + place).minimum(at[..., None])  # [B, R, W] behind the row: whatever
+        batch = torch.arange(len(at), device=at.device)[:, None, None]  # [B, 1, 1]
+        body = tokens[batch, step][..., ::2, :].flatten(2, 3)  # [B, R, 2 W, E] observations and actions
+        x = torch.cat([tokens[batch, start, 1], body], 2).flatten(0, 1)  # [B R, T, E] first returns before
+        whose = torch.cat(
+            [torch.tensor([0, 1], device=at.device).expand_as(start), second.repeat_interleave(2, 2)], 2
+        )
+        first = torch.cat(
+            [torch.zeros_like(end[..., :1]), end[..., :1]], -1
+        )  # [B, R, 2] place of each's first
+        when = torch.cat(
+            [
+                3 * first + 1,
+                (3 * place[:, None] + place.new_tensor([0, 2])).flatten().expand(*start.shape[:2], -1),
+            ],
+            2,
+        )
+        hears = (whose[..., None] == whose[..., None, :]) & (
+            when[..., None] >= when[..., None, :]
+        )  # [B, R, T, T]
+        x = self.body(x, 2 * end.flatten(0, 1), 0.0, hears.flatten(0, 1))  # [B R, 2, E]
+        long, short = x.unflatten(0, (-1, rows)).unbind(2)  # [B, R, E] each
+        sees = torch.cat([long, short.flip(1)[:, odd:]], 1)  # [B, C, E] the middle one was there twice
+        return self.best_return_head(sees).squeeze(-1), self.return_head(sees)
+
+    def _embed(
+        self, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens of windows [B, K, 3, E], their actions' embeddings [B, K, E], and the bins of
+        their returns [B, K].
+        """
+        bins = (wanted * self.bins).long().clamp(0, self.bins - 1)  # [B, K]
+        asks = self.embed_return((2.0 * self.middle(bins) - 1.0)[..., None])  # [B, K, E]
+        done = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
+        last = self.embed_timestep.num_embeddings - 1
+        now = self.embed_timestep(timestep.clamp(max=last))[:, :, None]  # [B, K, 1, E]
+        tokens = torch.stack([self.embed_obs(obs), asks, done], 2) + now  # [B, K, 3, E]
+        return self.embed_norm(tokens), done, bins
 
     def middle(self, bins: Tensor) -> Tensor:
         """Return the middle of bins [...], as a share of the range."""
@@ -184,15 +230,19 @@ class ElasticNet(nn.Module):
         """
         tried = torch.arange(-(-int(at.max()) // stride_steps) + 1, device=at.device)  # [C]
         forget = torch.minimum(stride_steps * tried, at)  # [B, C]
-        heard = self(wanted, obs, action, timestep, at, 0.0, forget)
-        best = heard.best_return.argmax(1, keepdim=True)  # [B, 1] the longest on a tie
-        logits = heard.return_logits.take_along_dim(best[..., None], 1)[:, 0]  # [B, N]
-        score = logits + expert_bias * torch.linspace(0.0, 1.0, self.bins, device=at.device)  # [B, N]
+        best_return, logits = self.promises(wanted, obs, action, timestep, at, forget)  # [B, C], [B, C, N]
+        best = best_return.argmax(1, keepdim=True)  # [B, 1] the longest on a tie
+        score = logits.take_along_dim(best[..., None], 1)[:, 0]  # [B, N]
+        score = score + expert_bias * torch.linspace(0.0, 1.0, self.bins, device=at.device)  # [B, N]
         if noise is not None:
             least = torch.quantile(score, keep_share, 1, keepdim=True)  # [B, 1]
             score = score.masked_fill(score < least, -torch.inf) + noise  # [B, N]
         wanted = wanted.scatter(1, at, self.middle(score.argmax(1, keepdim=True)))  # [B, K]
-        acts: Expected = self(wanted, obs, action, timestep, at, 0.0, forget.gather(1, best))
+        kept = forget.gather(1, best)  # [B, 1]
+        row = torch.arange(len(at), device=at.device)[:, None]  # [B, 1]
+        step = (kept + torch.arange(int((at - kept).max()) + 1, device=at.device)).minimum(at)  # [B, k]
+        windows = (column[row, step] for column in (wanted, obs, action, timestep))  # [B, k, ...]
+        acts: Expected = self(*windows, at - kept)
         return acts.action  # [B, 1, A]
 
 

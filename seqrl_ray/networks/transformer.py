@@ -4,8 +4,8 @@ Sources: GPT-2's blocks (Radford et al. 2019) as Decision Transformer uses them 
 arXiv:2106.01345); post-LN: Vaswani et al. (2017), arXiv:1706.03762. Departs from them: one fused map for
 queries, keys and values; no position table here (the caller adds positions to its tokens); padding stands on
 the right, behind every token that counts, so that the causal order alone hides it and no mask is built; in
-the last block queries and MLP run for the asked tokens only, because nobody reads the others; tokens may be
-hidden from all, themselves included, as Lee et al. (2022, arXiv:2205.15241) hide returns.
+the last block queries and MLP run for the asked tokens only, because nobody reads the others. Who hears whom
+may also be told by a mask, at some cost.
 Dropout is an argument and not a mode: nothing here remembers whether it is training.
 
 Dims: B batch, T tokens, Q asked tokens, E embedding, H heads.
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(units, 4 * units), nn.Linear(4 * units, units)
 
     def forward(
-        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, seen: Tensor | None = None
+        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, hears: Tensor | None = None
     ) -> Tensor:
         """Map tokens [B, T, E] to [B, T, E], or to [B, Q, E] for the tokens `at`.
 
@@ -43,11 +43,11 @@ class Block(nn.Module):
             x: float32.
             at: [Q] or [B, Q] int64 token positions, ascending; None = all.
             dropout: share of attention weights and of both branches' outputs that is zeroed, in [0, 1).
-            seen: [T] bool, the tokens that are told to others and themselves, the first among them; None =
-                all. The rest only listen.
+            hears: [T, T] or [B, T, T] bool, whether a token (row) hears another (column), at least one in
+                each row; None = itself and those before it.
         """
         pre = self.norm == "pre"
-        heard = self._attend(self.norm1(x) if pre else x, at, dropout, seen)  # [B, Q, E]
+        heard = self._attend(self.norm1(x) if pre else x, at, dropout, hears)  # [B, Q, E]
         kept = x if at is None else take_tokens(x, at)  # [B, Q, E]
         x = kept + functional.dropout(heard, dropout)  # [B, Q, E]
         if not pre:
@@ -56,24 +56,25 @@ class Block(nn.Module):
         x = x + functional.dropout(branch, dropout)  # [B, Q, E]
         return x if pre else self.norm2(x)
 
-    def _attend(self, x: Tensor, at: Tensor | None, dropout: float, seen: Tensor | None) -> Tensor:
-        """Return what the tokens `at` hear of the `seen` among themselves and the tokens before them,
-        [B, Q, E].
-        """
+    def _attend(self, x: Tensor, at: Tensor | None, dropout: float, hears: Tensor | None) -> Tensor:
+        """Return what the tokens `at` hear of those that they may hear, [B, Q, E]."""
         batch, tokens, units = x.shape
         shape = (batch, -1, self.heads, units // self.heads)
         if at is None:
             query, key, value = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-            mask = None if seen is None else seen.expand(tokens, tokens).tril()  # [T, T]
+            mask = hears
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             asked = functional.linear(take_tokens(x, at), weight[:units], bias[:units])  # [B, Q, E]
             told = functional.linear(x, weight[units:], bias[units:])  # [B, T, 2 E]
             query = asked.view(shape).transpose(1, 2)  # [B, H, Q, E/H]
             key, value = (part.view(shape).transpose(1, 2) for part in told.chunk(2, -1))  # [B, H, T, E/H]
-            mask = torch.arange(tokens, device=x.device) <= at[..., None]  # [Q, T] or [B, Q, T]
-            mask = mask if at.dim() == 1 else mask[:, None]  # broadcasts to [B, H, Q, T]
-            mask = mask if seen is None else mask & seen
+            if hears is None:
+                mask = torch.arange(tokens, device=x.device) <= at[..., None]  # [Q, T] or [B, Q, T]
+            else:
+                mask = hears[at] if hears.dim() == 2 else take_tokens(hears, at)  # [Q, T] or [B, Q, T]
+        if mask is not None and mask.dim() == 3:
+            mask = mask[:, None]  # broadcasts to [B, H, Q, T]
         heard = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )  # [B, H, Q, E/H]
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """A stack of blocks; token t is a function of tokens 0..t only."""
+    """A stack of blocks; token t is a function of tokens 0..t only, unless a mask says otherwise."""
 
     def __init__(
         self, units: int, layers: int, heads: int, *, norm: Norm = "pre", activation: Activation = "relu"
@@ -100,15 +101,15 @@ class CausalTransformer(nn.Module):
         self.final = nn.LayerNorm(units) if norm == "pre" else nn.Identity()
 
     def forward(
-        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, seen: Tensor | None = None
+        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, hears: Tensor | None = None
     ) -> Tensor:
         """Map tokens [B, T, E] to the states of all of them [B, T, E], or of the tokens `at` [B, Q, E].
 
         Arguments as for `Block.forward`.
         """
         for block in self.blocks[:-1]:
-            x = block(x, None, dropout, seen)
-        return self.final(self.blocks[-1](x, at, dropout, seen))  # type: ignore[no-any-return]
+            x = block(x, None, dropout, hears)
+        return self.final(self.blocks[-1](x, at, dropout, hears))  # type: ignore[no-any-return]
 
 
 def gpt2_init(module: nn.Module) -> None:

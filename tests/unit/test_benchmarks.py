@@ -97,6 +97,20 @@ def test_in_process_and_atari_count_one_update_per_step() -> None:
 
 
 @pytest.mark.slow
+def test_acting_compares_what_acts_alike() -> None:
+    sections = run_benchmark("acting", ["--quick"])["sections"]
+    assert set(sections["decision_transformer"]["ratios"]) == {
+        f"together_{size}/{peer}_{size}"
+        for size in ("gym", "small")
+        for peer in ("one_by_one", "hugging_face")
+    }
+    assert set(sections["elastic_dt"]["ratios"]) == {
+        f"batch_{slots}/{peer}_loop_{slots}" for slots in (16, 1) for peer in ("source", "short")
+    }
+    assert all(ratio > 0.0 for section in sections.values() for ratio in section["ratios"].values())
+
+
+@pytest.mark.slow
 @pytest.mark.system
 def test_ray_section_counts_both_sides() -> None:
     result = run_benchmark("throughput", ["--quick", "--section", "ray"])

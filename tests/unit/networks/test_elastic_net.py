@@ -76,21 +76,34 @@ def test_hidden_tokens_are_heard_by_nobody_and_hear_the_others(norm: Any) -> Non
     torch.manual_seed(0)
     body, x = CausalTransformer(16, 2, 4, norm=norm), torch.randn(3, 9, 16)
     seen = torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
-    whole = body(x, None, 0.0, seen)
+    hears = seen & torch.ones(9, 9, dtype=torch.bool).tril()
+    whole = body(x, None, 0.0, hears)
     same(whole[:, seen], body(x[:, seen]))  # as if the hidden ones were not there
     for hidden in (~seen).nonzero().flatten().tolist():
         changed = x.clone()
         changed[:, hidden] = x[:, hidden].flip(-1)
-        differs = (body(changed, None, 0.0, seen) - whole).abs().amax((0, 2)) > 1e-6
+        differs = (body(changed, None, 0.0, hears) - whole).abs().amax((0, 2)) > 1e-6
         assert differs.nonzero().flatten().tolist() == [hidden]  # its own, through the residual stream
         earlier = x.clone()
         earlier[:, 0] = x[:, 0].flip(-1)
-        assert not torch.allclose(body(earlier, None, 0.0, seen)[:, hidden], whole[:, hidden])
-    every = torch.tensor([0, 2, 5, 8])
-    same(body(x, every, 0.0, seen), whole[:, every])
-    own = torch.tensor([[2, 3], [8, 6], [0, 5]])
-    same(body(x, own, 0.0, seen), whole[torch.arange(3)[:, None], own])
-    same(body(x, None, 0.0, torch.ones(9, dtype=torch.bool)), body(x))
+        assert not torch.allclose(body(earlier, None, 0.0, hears)[:, hidden], whole[:, hidden])
+    same(body(x, None, 0.0, torch.ones(9, 9, dtype=torch.bool).tril()), body(x))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_asked_tokens_hear_what_they_hear_in_the_whole(norm: Any) -> None:
+    torch.manual_seed(0)
+    body, x = CausalTransformer(16, 2, 4, norm=norm), torch.randn(3, 9, 16)
+    hears = (torch.rand(3, 9, 9) < 0.4) | torch.eye(9, dtype=torch.bool)
+    rows = torch.arange(3)[:, None]
+    for mask in (hears, hears[0]):
+        whole = body(x, None, 0.0, mask)
+        every, own = torch.tensor([0, 2, 5, 8]), torch.tensor([[2, 3], [8, 6], [0, 5]])
+        same(body(x, every, 0.0, mask), whole[:, every])
+        same(body(x, own, 0.0, mask), whole[rows, own])
+    order = torch.tensor([3, 8, 0, 2, 1, 7, 5, 4, 6])  # the mask alone says what comes before what
+    turned = body(x[:, order], None, 0.0, hears[:, order][:, :, order])
+    same(turned, body(x, None, 0.0, hears)[:, order])
 
 
 @pytest.mark.parametrize("kind", GROUPS)
@@ -161,17 +174,19 @@ def test_a_bin_s_middle_lies_in_it_and_ends_of_the_range_in_the_outer_ones(bins:
 # --------------------------------------------------------------------------------------------------- search
 
 
+@pytest.mark.parametrize("histories", [1, 2, 3, 6, 9])
 @pytest.mark.parametrize("kind", GROUPS)
-def test_a_history_without_its_oldest_steps_is_the_shorter_window(kind: str) -> None:
-    net, x = network(GROUPS[kind]), windows(GROUPS[kind], 3, 9)
-    at, forget = torch.tensor([[8], [4], [0]]), torch.tensor([[0, 3, 8], [4, 2, 0], [0, 0, 0]])
-    heard = net(**x, at=at, forget=forget)
-    assert heard.return_logits.shape == (3, 3, BINS) and heard.surprise is None
-    for row, candidate in torch.cartesian_prod(torch.arange(3), torch.arange(3)).tolist():
-        first, last = int(forget[row, candidate]), int(at[row])
+def test_what_a_history_promises_is_what_the_shorter_window_does(kind: str, histories: int) -> None:
+    net, x = network(GROUPS[kind]), windows(GROUPS[kind], 4, 9)
+    at = torch.tensor([[8], [4], [0], [7]])
+    forget = torch.minimum(torch.arange(histories), at)
+    best_return, logits = net.promises(**x, at=at, forget=forget)
+    assert best_return.shape == (4, histories) and logits.shape == (4, histories, BINS)
+    for row, one in torch.cartesian_prod(torch.arange(4), torch.arange(histories)).reshape(-1, 2).tolist():
+        first, last = int(forget[row, one]), int(at[row])
         cut = net(**{name: value[row : row + 1, first : last + 1] for name, value in x.items()})
-        for name in ("return_logits", "best_return", "action"):
-            same(getattr(heard, name)[row, candidate], getattr(cut, name)[0, -1])
+        same(logits[row, one], cut.return_logits[0, -1])
+        same(best_return[row, one], cut.best_return[0, -1])
 
 
 def slow_search(
@@ -220,34 +235,43 @@ def test_the_history_of_one_step_is_always_tried() -> None:
     net, x = network(BOX), windows(BOX, 6, 12)
     x["timestep"] = torch.arange(12).expand(6, 12)
     seen: list[Tensor] = []
-    forward = net.forward
+    promises, forward = net.promises, net.forward
 
-    def judge(*args: Any, **kwargs: Any) -> Any:
-        heard, forget = forward(*args, **kwargs), args[6]
-        seen.append(forget)
-        return heard._replace(best_return=forget.float())  # the shorter the better
+    def judge(*args: Tensor) -> Any:
+        best_return, logits = promises(*args)
+        seen.append(args[-1])
+        return args[-1].to(best_return), logits  # the shorter the better
 
-    net.forward = judge  # type: ignore[method-assign]
+    def act(*args: Any) -> Any:
+        seen.append(args[3])  # timesteps
+        return forward(*args)
+
+    net.promises, net.forward = judge, act  # type: ignore[assignment]
     at = torch.tensor([11, 10, 5, 4, 1, 0])[:, None]
     for stride in (1, 2, 5, 40):
         seen.clear()
         net.search(**x, at=at, stride_steps=stride, expert_bias=1.0, keep_share=0.15, noise=None)
-        tried, chosen = seen
-        assert torch.equal(chosen, at) and (tried <= at).all() and (tried[:, 0] == 0).all()
+        forget, timestep = seen
+        assert (forget <= at).all() and (forget[:, 0] == 0).all() and torch.equal(forget[:, -1:], at)
+        assert torch.equal(timestep, at)  # the second pass sees the newest step alone
 
 
 def test_the_expert_s_bias_leans_to_high_returns_and_noise_keeps_to_likely_ones() -> None:
     net, x = network(DISCRETE), windows(DISCRETE, 400, 1)
     logits = torch.linspace(3.0, 0.0, BINS)  # likelier the lower
     asked: list[Tensor] = []
-    forward = net.forward
+    promises, forward = net.promises, net.forward
 
-    def judge(*args: Any, **kwargs: Any) -> Any:
-        heard = forward(*args, **kwargs)
+    def judge(*args: Tensor) -> Any:
+        best_return, own = promises(*args)
+        return best_return, logits.expand_as(own)
+
+    def act(*args: Any) -> Any:
+        heard = forward(*args)
         asked.append(heard.bins[:, 0])
-        return heard._replace(return_logits=logits.expand_as(heard.return_logits))
+        return heard
 
-    net.forward = judge  # type: ignore[method-assign]
+    net.promises, net.forward = judge, act  # type: ignore[assignment]
     at = torch.zeros(400, 1, dtype=torch.long)
 
     def chosen(bias: float, keep: float, noise: Tensor | None) -> Tensor:
