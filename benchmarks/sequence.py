@@ -10,9 +10,9 @@ updates  whole training updates: `decision_transformer` fed by a replay shard, a
          observations of 11 and actions of 3 numbers (Gym's Hopper), dropout 0.1 and 0.0, 2 threads and 1.
 windows  drawing windows with returns-to-go only: 16 minibatches of 64 per call, against `PerSample`.
 
-Both sides see the same episodes of 500 to 1,000 steps. `PerSample` does what github.com/kzl/decision-transformer
-(`gym/experiment.py`, `get_batch`) does, in our own words: for every sample slice, pad on the left, and sum
-the rewards from there to the episode's end.
+Both sides see the same episodes of 500 to 1,000 steps. `PerSample` does what kzl/decision-transformer on
+GitHub (`gym/experiment.py`, `get_batch`) does, in our own words: for every sample slice, pad on the left, and
+sum the rewards from there to the episode's end. Each peer also takes part with torch's fused AdamW.
 `gflop_per_update` counts the matrix products of a model's forward pass (2 per multiply-add; attention over
 all pairs, masked ones included) three times: backward costs two forwards. Ours has fewer: the last block
 works for the observations' tokens only, and a window's last action is no token.
@@ -77,7 +77,9 @@ def filled(data: Episodes) -> ReplayShard:
     """Our shard with every episode in it, each ended by a termination."""
     spec = SampleSpec("windows", window_steps=STEPS, returns=True, return_gamma=1.0)
     capacity = sum(len(e["reward"]) + 1 for e in data) + 1_000
-    shard = ReplayShard(hopper_group(), spec, ReplaySettings(capacity_steps=capacity, min_items=BATCH), seed=0)
+    shard = ReplayShard(
+        hopper_group(), spec, ReplaySettings(capacity_steps=capacity, min_items=BATCH), seed=0
+    )
     for number, episode in enumerate(data):
         rows = len(episode["reward"]) + 1
         columns: dict[str, Array] = {
@@ -278,7 +280,9 @@ def updates(repeats: int, seconds: float, quick: bool) -> dict[str, Any]:
     gflop = {"ours": gflop_per_update(3 * STEPS - 1, STEPS), "peer": gflop_per_update(3 * STEPS, 3 * STEPS)}
     for threads, dropout in CASES[:1] if quick else CASES:
         peers = {
-            f"hf_{attention}{'_fused' if fused else ''}": HuggingFace(data, threads, dropout, attention, fused)
+            f"hf_{attention}{'_fused' if fused else ''}": HuggingFace(
+                data, threads, dropout, attention, fused
+            )
             for attention in ("eager", "sdpa")
             for fused in (False, True)
         }

@@ -54,13 +54,13 @@ class SequenceLearner(FlatLearner[SettingsT]):
     """Base of the return-conditioned transformers; `settings` has the keys of `decision_transformer`."""
 
     pull: ClassVar[Literal["fragment", "episode"]] = "episode"
+    keys = property(lambda self: self.settings)  # `set_hparams` makes new ones
     compiles: ClassVar[bool] = False  # dropout in a graph draws other numbers than the eager path
 
     def __init__(
         self, settings: Any, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
-        self.keys = settings
         self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
         self.facts: dict[str, FloatArray] = {
@@ -198,10 +198,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
         ]
         if not self.keys.dropout:
             return self.read(network, *clean)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(minibatch.extra["dropout_seed"]))
-            return self.read(network, *clean, None, self.keys.dropout)
+        return self.read(network, *clean, None, (self.keys.dropout, int(minibatch.extra["dropout_seed"])))
 
     def action_loss(self, score: Tensor, minibatch: WindowTensors[Tensor]) -> Tensor:
         """Return each step's squared error of tanh(score), mean over the action's dimensions, or the

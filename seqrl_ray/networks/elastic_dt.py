@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
-from seqrl_ray.networks.transformer import CausalTransformer
+from seqrl_ray.networks.transformer import CausalTransformer, dropout_from
 from seqrl_ray.types import GroupSpec
 
 
@@ -107,7 +107,7 @@ class ElasticNet(nn.Module):
         action: Tensor,
         timestep: Tensor,
         at: Tensor | None = None,
-        dropout: float = 0.0,
+        dropout: tuple[float, int] | None = None,
         forget: Tensor | None = None,
     ) -> Expected:
         """Map windows to what is expected at their steps; step k is a function of steps 0..k (of the returns
@@ -119,7 +119,7 @@ class ElasticNet(nn.Module):
             action: [B, K] int64 or [B, K, *action] float32.
             timestep: [B, K] int64 number of the decision in its episode.
             at: [B, Q] int64 steps to answer for instead of all.
-            dropout: of embeddings, attention and branches, in [0, 1).
+            dropout: (share, seed) for embeddings, attention and branches; None = none.
             forget: [B, C] int64, with `at` [B, 1]: how many of its oldest steps a history is without, at most
                 `at`. Answers for each history, with C for Q.
         """
@@ -136,11 +136,12 @@ class ElasticNet(nn.Module):
             tokens = tokens[row, place.clamp(max=steps - 1)].flatten(0, 1)  # [B C, K, 3, E]
             at = (at - forget).reshape(-1, 1)  # [B C, 1]
         x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
-        x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
+        drop = dropout_from(dropout, x.device)
+        x = drop(self.embed_norm(x))  # [B, T, E]
         token = torch.arange(x.shape[1], device=x.device)  # [T]
         asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
         both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2 K] or [B, 2 Q]
-        x = self.body(x, both, dropout, (token % 3 != 1) | (token == 1))  # [B, 2 Q, E]
+        x = self.body(x, both, drop, (token % 3 != 1) | (token == 1))  # [B, 2 Q, E]
         sees, asks = x.unflatten(1, (-1, 2)).unbind(2)  # [B, Q, E] each
         if forget is not None:
             sees, asks = (part.view(*forget.shape, -1) for part in (sees, asks))  # [B, C, E] each
@@ -184,7 +185,7 @@ class ElasticNet(nn.Module):
         """
         tried = torch.arange(-(-int(at.max()) // stride_steps) + 1, device=at.device)  # [C]
         forget = torch.minimum(stride_steps * tried, at)  # [B, C]
-        heard = self(wanted, obs, action, timestep, at, 0.0, forget)
+        heard = self(wanted, obs, action, timestep, at, None, forget)
         best = heard.best_return.argmax(1, keepdim=True)  # [B, 1] the longest on a tie
         logits = heard.return_logits.take_along_dim(best[..., None], 1)[:, 0]  # [B, N]
         score = logits + expert_bias * torch.linspace(0.0, 1.0, self.bins, device=at.device)  # [B, N]
@@ -192,7 +193,7 @@ class ElasticNet(nn.Module):
             least = torch.quantile(score, keep_share, 1, keepdim=True)  # [B, 1]
             score = score.masked_fill(score < least, -torch.inf) + noise  # [B, N]
         wanted = wanted.scatter(1, at, self.middle(score.argmax(1, keepdim=True)))  # [B, K]
-        acts: Expected = self(wanted, obs, action, timestep, at, 0.0, forget.gather(1, best))
+        acts: Expected = self(wanted, obs, action, timestep, at, None, forget.gather(1, best))
         return acts.action  # [B, 1, A]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqrl_ray.networks.elastic_dt import ElasticNet
-from seqrl_ray.networks.transformer import CausalTransformer
+from seqrl_ray.networks.transformer import CausalTransformer, keep_all
 from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
 
 OBS, ACT, BINS = 5, 3, 12
@@ -76,21 +76,21 @@ def test_hidden_tokens_are_heard_by_nobody_and_hear_the_others(norm: Any) -> Non
     torch.manual_seed(0)
     body, x = CausalTransformer(16, 2, 4, norm=norm), torch.randn(3, 9, 16)
     seen = torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
-    whole = body(x, None, 0.0, seen)
+    whole = body(x, None, keep_all, seen)
     same(whole[:, seen], body(x[:, seen]))  # as if the hidden ones were not there
     for hidden in (~seen).nonzero().flatten().tolist():
         changed = x.clone()
         changed[:, hidden] = x[:, hidden].flip(-1)
-        differs = (body(changed, None, 0.0, seen) - whole).abs().amax((0, 2)) > 1e-6
+        differs = (body(changed, None, keep_all, seen) - whole).abs().amax((0, 2)) > 1e-6
         assert differs.nonzero().flatten().tolist() == [hidden]  # its own, through the residual stream
         earlier = x.clone()
         earlier[:, 0] = x[:, 0].flip(-1)
-        assert not torch.allclose(body(earlier, None, 0.0, seen)[:, hidden], whole[:, hidden])
+        assert not torch.allclose(body(earlier, None, keep_all, seen)[:, hidden], whole[:, hidden])
     every = torch.tensor([0, 2, 5, 8])
-    same(body(x, every, 0.0, seen), whole[:, every])
+    same(body(x, every, keep_all, seen), whole[:, every])
     own = torch.tensor([[2, 3], [8, 6], [0, 5]])
-    same(body(x, own, 0.0, seen), whole[torch.arange(3)[:, None], own])
-    same(body(x, None, 0.0, torch.ones(9, dtype=torch.bool)), body(x))
+    same(body(x, own, keep_all, seen), whole[torch.arange(3)[:, None], own])
+    same(body(x, None, keep_all, torch.ones(9, dtype=torch.bool)), body(x))
 
 
 @pytest.mark.parametrize("kind", GROUPS)
