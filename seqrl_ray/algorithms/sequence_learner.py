@@ -53,14 +53,13 @@ class Context(NamedTuple):
 class Imitator(FlatLearner[SettingsT]):
     """Base of what learns to act as data did; `settings` has `normalise_obs` and `sample_actions`."""
 
+    keys = property(lambda self: self.settings)  # `set_hparams` makes new ones
     compiles: ClassVar[bool] = False  # a graph would keep the facts it was made with, and its dropout's draws
 
     def __init__(
         self, settings: Any, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
-        self.keys = settings
-        self.context_steps = settings.window_steps
         self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
         self.facts: dict[str, FloatArray] = {
@@ -165,7 +164,7 @@ class SequenceLearner(Imitator[SettingsT]):
 
     def initial_state(self, slots: int) -> Context:
         """Return empty contexts."""
-        rows = (slots, self.context_steps)
+        rows = (slots, getattr(self.keys, "acting_steps", self.keys.window_steps))
         obs, action = self.group.policy_obs, self.group.action.column
         return Context(
             np.zeros(rows, np.float32),
@@ -234,10 +233,7 @@ class SequenceLearner(Imitator[SettingsT]):
         clean = [seen(column, minibatch.valid) for column in columns]
         if not self.keys.dropout:
             return self.read(network, *clean)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(minibatch.extra["dropout_seed"]))
-            return self.read(network, *clean, None, self.keys.dropout)
+        return self.read(network, *clean, None, (self.keys.dropout, int(minibatch.extra["dropout_seed"])))
 
     def action_loss(self, score: Tensor, minibatch: WindowTensors[Tensor]) -> Tensor:
         """Return `imitation_loss` of each step, [B, K]; of those that are not valid, some finite number."""

@@ -23,6 +23,8 @@ from seqrl_ray.types import ActInput, Array, EpisodeEnd, GroupSpec, Mode, Vector
 
 POLICY = "policy"
 """Name of the trained policy among the controllers."""
+AT_TARGET = f"{POLICY} at "
+"""Begins the name of the policy where it is asked for one of `evaluation.targets`."""
 
 
 class Player(Protocol):
