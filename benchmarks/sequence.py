@@ -47,7 +47,7 @@ BATCH, STEPS, UNITS, LAYERS, PER_DRAW, RETURN_SCALE = 64, 20, 128, 3, 16, 1_000.
 RATE, WEIGHT_DECAY, CLIP, MAX_TIMESTEPS = 1e-4, 1e-4, 0.25, 1_000
 CASES = ((2, 0.1), (2, 0.0), (1, 0.1), (1, 0.0))
 """(torch threads, dropout)."""
-WARM_UPDATES = 20
+WARM_UPDATES = 5
 
 Episodes = list[dict[str, NDArray[np.float32]]]
 

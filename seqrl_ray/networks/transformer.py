@@ -7,8 +7,8 @@ the right, behind every token that counts, so that the causal order alone hides 
 the last block queries and MLP run for the asked tokens only, because nobody reads the others. Who hears whom
 may also be told by a mask, at some cost.
 Dropout is an argument and not a mode: nothing here remembers whether it is training.
-Attention over at most `SHORT_TOKENS` on the CPU, and wherever weights are dropped, is computed as plain
-products: torch's fused kernel is made for long sequences, and draws dropout in ways of its own.
+Attention whose weights are dropped is computed as plain products: torch's fused kernel draws its own dropout,
+and on the CPU there is none that does.
 
 Dims: B batch, T tokens, Q asked tokens, E embedding, H heads.
 """
@@ -25,7 +25,6 @@ from torch.nn import functional
 
 Norm = Literal["pre", "post"]
 Activation = Literal["relu", "gelu"]
-SHORT_TOKENS = 256
 Dropout = Callable[[Tensor], Tensor]
 """Zeroes some elements of a tensor and scales the others so that the mean stays."""
 
@@ -152,7 +151,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, d
         dropout: of the weights.
     """
     tokens = key.shape[2]
-    if dropout is keep_all and (query.device.type != "cpu" or tokens > SHORT_TOKENS):
+    if dropout is keep_all:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None
         )

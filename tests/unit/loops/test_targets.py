@@ -110,7 +110,7 @@ def test_the_best_evaluation_in_between(lower: bool, updates: int, tmp_path: Pat
 
 
 def test_without_evaluations_in_between_there_is_no_best(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, recipe(), resumed=False)
+    folder = RunFolder(tmp_path, recipe("evaluation.headline=return"), resumed=False)
     folder.evaluation("policy", ends(3.0), env_steps=0, updates=50, final=True)
     assert folder.summary("completed", COUNTS, LagCounter())["best"] is None
     folder.close()
