@@ -40,7 +40,8 @@ from seqrl_ray.loops.feed import feed
 from seqrl_ray.networks.decision_transformer import decision_transformer_net
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
-from seqrl_ray.types import ActionSpec, Array, ArraySpec, DataFacts, GroupSpec, SampleSpec, Slot, Trajectory
+from seqrl_ray.types import ActionSpec, Array, ArraySpec, DataFacts, GroupSpec, SampleSpec, Slot
+from seqrl_ray.types_env import Trajectory
 
 OBS, ACT, EPISODES, EPISODE_STEPS = 11, 3, 200, (500, 1_000)
 BATCH, STEPS, UNITS, LAYERS, PER_DRAW, RETURN_SCALE = 64, 20, 128, 3, 16, 1_000.0

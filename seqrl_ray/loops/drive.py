@@ -20,7 +20,7 @@ from seqrl_ray.loops.judge import Job
 from seqrl_ray.loops.run_folder import LagCounter, RunFolder
 from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from seqrl_ray.errors import RunFolderError
 from seqrl_ray.loops.evaluate import AT_TARGET, POLICY
 from seqrl_ray.loops.stats import paired, summarise
 from seqrl_ray.recipe import Recipe, write
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 PACKAGES = ("ray", "torch", "numpy", "gymnasium", "pettingzoo", "ale-py", "mujoco", "libsumo", "pyarrow")
 

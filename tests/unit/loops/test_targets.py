@@ -19,7 +19,8 @@ from seqrl_ray.report import html
 from seqrl_ray.report.run_folder import read_run
 from seqrl_ray.report.tables import BEST, controller_rows
 from seqrl_ray.report.wording import best_note, headline
-from seqrl_ray.types import ActionSpec, ArraySpec, EpisodeEnd, GroupSpec, Slot
+from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
+from seqrl_ray.types_env import EpisodeEnd
 
 GRAPH = "classic/graph_decision_transformer"
 PLAIN = ("algorithm.return_quantile=0.0", "algorithm.target_return=-3", "evaluation.episodes=2")
