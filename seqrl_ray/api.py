@@ -274,7 +274,16 @@ def _with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool)
         steps = recipe.data.collect_steps
         if not quiet:
             print(f"no dataset {recipe.data.source}: collecting it with {recipe.data.collect} to {folder}")
-        collect(recipe.data.collect, folder, steps=steps, local=local, address=address, quiet=quiet)
+        collect(
+            recipe.data.collect,
+            folder,
+            steps=steps,
+            controller=recipe.data.collect_controller,
+            noise=recipe.data.collect_noise,
+            local=local,
+            address=address,
+            quiet=quiet,
+        )
     elif folder is not None and not quiet:
         print(f"offline data: {folder}")
     data = recipe.data.model_copy(update={"source": str(folder or recipe.data.source)})
