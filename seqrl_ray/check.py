@@ -109,8 +109,10 @@ def _data(recipe: Recipe, there: Path | None) -> list[str]:
     if there is not None:
         return [f"data         {there}"]
     if recipe.data.collect is not None:
-        return [f"data         {recipe.data.source}: not there yet, the run collects it ({recipe.data.collect})"]
-    return [f"data         {recipe.data.source}: not there; collect or import it first (seqrl data --help)"]
+        how = f"not there yet, the run collects it ({recipe.data.collect})"
+    else:
+        how = "not there; collect or import it first (seqrl data --help)"
+    return [f"data         {recipe.data.source}: {how}"]
 
 
 def _policy(recipe: Recipe, policy_id: str, group: GroupSpec) -> str:
