@@ -21,7 +21,6 @@ Dims: B batch, K window steps, U updates per draw, T tokens, E width.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import LEAST_REPEATS, Stretch, alternate, machine, require
+from harness import Stretch, alternate, asked, machine, require
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -330,34 +329,14 @@ SECTIONS: dict[str, Callable[[int, float, bool], dict[str, Any]]] = {"updates": 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--section", choices=sorted(SECTIONS), action="append", help="run this one only; may be repeated"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=7, help=f"stretches of each contestant, at least {LEAST_REPEATS}"
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a stretch")
-    parser.add_argument("--quick", action="store_true", help="two short stretches: a smoke test")
-    given = parser.parse_args()
-    if given.repeats < LEAST_REPEATS:
-        parser.error(
-            f"--repeats={given.repeats} is below {LEAST_REPEATS}: a median of fewer says little. Use more."
-        )
-    sections = given.section or list(SECTIONS)
-    if "updates" in sections:
+    given = asked(__doc__, list(SECTIONS), seconds=3.0, quick_s=0.1)
+    if "updates" in given.sections:
         require("transformers", "pip install transformers")
-    repeats, seconds = (2, 0.1) if given.quick else (given.repeats, given.seconds)
-    packages = ["torch", "numpy", *(["transformers"] if "updates" in sections else [])]
-    result = {
-        **machine("sequence", packages),
-        "quick": given.quick,
-        "repeats": repeats,
-        "stretch_s": seconds,
+    packages = ["torch", "numpy", *(["transformers"] if "updates" in given.sections else [])]
+    result = {**machine("sequence", packages), **given.facts()}
+    result["sections"] = {
+        name: SECTIONS[name](given.repeats, given.seconds, given.quick) for name in given.sections
     }
-    result["sections"] = {section: SECTIONS[section](repeats, seconds, given.quick) for section in sections}
     print(json.dumps(result))
 
 
