@@ -153,34 +153,21 @@ class ElasticNet(nn.Module):
             forget: [B, C] int64 how many oldest steps each history is without, ascending, at most `at`.
         """
         tokens, _, _ = self._embed(wanted, obs, action, timestep)  # [B, K, 3, E]
-        rows, odd = (forget.shape[1] + 1) // 2, forget.shape[1] % 2  # a long history beside a short one
-        start = torch.stack([forget[:, :rows], forget.flip(1)[:, :rows]], -1)  # [B, R, 2]
-        length = at[..., None] - start + 1  # [B, R, 2]
-        end = length.cumsum(-1)  # [B, R, 2] place behind each of the two
+        batch, pair = torch.arange(len(at), device=at.device)[:, None, None], at.new_tensor([0, 1])
+        rows, odd = (forget.shape[1] + 1) // 2, forget.shape[1] % 2  # a long history, then a short one
+        start = torch.stack([forget[:, :rows], forget.flip(1)[:, :rows]], -1)  # [B, R, 2] first steps
+        end = (at[..., None] - start + 1).cumsum(-1)  # [B, R, 2] places in the row behind their last steps
+        begin = end.roll(1, -1) * pair  # [B, R, 2] places of their first steps
         place = torch.arange(int(end.max()), device=at.device)  # [W]
         second = (place >= end[..., :1]).long()  # [B, R, W]
-        origin = torch.stack([start[..., 0], start[..., 1] - length[..., 0]], -1)  # [B, R, 2] step at place 0
-        step = (origin.gather(2, second) + place).minimum(at[..., None])  # [B, R, W] behind the row: whatever
-        batch = torch.arange(len(at), device=at.device)[:, None, None]  # [B, 1, 1]
-        body = tokens[batch, step][..., ::2, :].flatten(2, 3)  # [B, R, 2 W, E] observations and actions
-        x = torch.cat([tokens[batch, start, 1], body], 2).flatten(0, 1)  # [B R, T, E] first returns before
-        whose = torch.cat(
-            [torch.tensor([0, 1], device=at.device).expand_as(start), second.repeat_interleave(2, 2)], 2
-        )
-        first = torch.cat(
-            [torch.zeros_like(end[..., :1]), end[..., :1]], -1
-        )  # [B, R, 2] place of each's first
-        when = torch.cat(
-            [
-                3 * first + 1,
-                (3 * place[:, None] + place.new_tensor([0, 2])).flatten().expand(*start.shape[:2], -1),
-            ],
-            2,
-        )
-        hears = (whose[..., None] == whose[..., None, :]) & (
-            when[..., None] >= when[..., None, :]
-        )  # [B, R, T, T]
-        x = self.body(x, 2 * end.flatten(0, 1), keep_all, hears.flatten(0, 1))  # [B R, 2, E]
+        step = ((start - begin).gather(2, second) + place).minimum(at[..., None])  # [B, R, W]
+        body = tokens[:, :, ::2][batch, step].flatten(2, 3)  # [B, R, 2 W, E] observations and actions
+        x = torch.cat([tokens[batch, start, 1], body], 2)  # [B, R, T, E] the two first returns before them
+        whose = torch.cat([pair.expand_as(start), second.repeat_interleave(2, 2)], 2)  # [B, R, T]
+        when = (3 * place[:, None] + 2 * pair).flatten()  # [2 W]
+        when = torch.cat([3 * begin + 1, when.expand(*start.shape[:2], -1)], 2)  # [B, R, T]
+        hears = (whose[..., None] == whose[..., None, :]) & (when[..., None] >= when[..., None, :])
+        x = self.body(x.flatten(0, 1), 2 * end.flatten(0, 1), keep_all, hears.flatten(0, 1))  # [B R, 2, E]
         long, short = x.unflatten(0, (-1, rows)).unbind(2)  # [B, R, E] each
         sees = torch.cat([long, short.flip(1)[:, odd:]], 1)  # [B, C, E] the middle one was there twice
         return self.best_return_head(sees).squeeze(-1), self.return_head(sees)
