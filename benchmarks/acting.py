@@ -22,7 +22,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import argparse
 import itertools
 import json
 import time
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import LEAST_REPEATS, Stretch, alternate, figures, machine, ratios, require
+from harness import Stretch, alternate, asked, figures, machine, ratios, require
 from numpy.typing import NDArray
 
 from seqrl_ray.algorithms import make_algorithm, settings_class
@@ -234,36 +233,22 @@ def elastic_dt(device: str, repeats: int, seconds: float) -> dict[str, Any]:
 SECTIONS = {"decision_transformer": decision_transformer, "elastic_dt": elastic_dt}
 
 
+DEVICE = {"--device": {"default": "cpu", "help": "torch device of the policies"}}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--section", choices=sorted(SECTIONS), action="append", help="run this one only; may be repeated"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=7, help=f"stretches of each contestant, at least {LEAST_REPEATS}"
-    )
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a stretch")
-    parser.add_argument("--device", default="cpu", help="torch device of the policies")
-    parser.add_argument("--quick", action="store_true", help="two short stretches: a smoke test")
-    given = parser.parse_args()
-    if given.repeats < LEAST_REPEATS:
-        parser.error(
-            f"--repeats={given.repeats} is below {LEAST_REPEATS}: a median of fewer says little. Use more."
-        )
+    given = asked(__doc__, list(SECTIONS), seconds=2.0, quick_s=0.1, others=DEVICE)
+    device = given.others.device
     require("transformers", "pip install transformers")
     torch.set_num_threads(1)
-    repeats, seconds = (2, 0.1) if given.quick else (given.repeats, given.seconds)
     result = {
         **machine("acting", ["torch", "transformers", "numpy"]),
-        "device": given.device if given.device == "cpu" else torch.cuda.get_device_name(given.device),
-        "quick": given.quick,
-        "repeats": repeats,
-        "stretch_s": seconds,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        **given.facts(),
     }
-    sections = given.section or list(SECTIONS)
-    result["sections"] = {name: SECTIONS[name](given.device, repeats, seconds) for name in sections}
+    result["sections"] = {
+        name: SECTIONS[name](device, given.repeats, given.seconds) for name in given.sections
+    }
     print(json.dumps(result))
 
 

@@ -7,6 +7,7 @@ is the median of the stretches, a ratio the median of the ratios of the stretche
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -108,6 +109,60 @@ def ratios(mine: Sequence[Stretch], other: Sequence[Stretch]) -> dict[str, float
 def best(names: Sequence[str], done: Mapping[str, Sequence[Stretch]]) -> str:
     """Return the fastest by its median of environment steps per second."""
     return max(names, key=lambda name: statistics.median(s.env_steps_per_s for s in done[name]))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    sections: list[str]
+    repeats: int
+    seconds: float
+    quick: bool
+    others: argparse.Namespace
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {"quick": self.quick, "repeats": self.repeats, "stretch_s": self.seconds}
+
+
+def asked(
+    description: str | None,
+    sections: Sequence[str],
+    *,
+    seconds: float,
+    quick_s: float,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Asked:
+    """Read the command line of a benchmark of named sections.
+
+    Args:
+        description: of the benchmark.
+        sections: names there are; all of them by default.
+        seconds: length of a stretch by default.
+        quick_s: length of a stretch with --quick, which makes two.
+        others: further options, as `add_argument` takes them.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--section", choices=sorted(sections), action="append", help="run this one only; may be repeated"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help=f"stretches of each contestant, at least {LEAST_REPEATS}"
+    )
+    parser.add_argument("--seconds", type=float, default=seconds, help="length of a stretch")
+    parser.add_argument("--quick", action="store_true", help="two short stretches: a smoke test")
+    for name, options in (others or {}).items():
+        parser.add_argument(name, **options)
+    given = parser.parse_args()
+    if given.repeats < LEAST_REPEATS:
+        parser.error(
+            f"--repeats={given.repeats} is below {LEAST_REPEATS}: a median of fewer says little. Use more."
+        )
+    repeats, length = (2, quick_s) if given.quick else (given.repeats, given.seconds)
+    return Asked(given.section or list(sections), repeats, length, given.quick, given)
 
 
 def require(package: str, install: str) -> None:

@@ -33,7 +33,8 @@ from harness import LEAST_REPEATS, machine, require
 
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
-from seqrl_ray.types import ActionSpec, Array, ArraySpec, Fragment, GroupSpec, SampleSpec, Slot, Trajectory
+from seqrl_ray.types import ActionSpec, Array, ArraySpec, GroupSpec, SampleSpec, Slot
+from seqrl_ray.types_env import Fragment, Trajectory
 
 ALPHA, BETA = 0.6, 0.4
 SLOTS, EPISODE_STEPS = 64, 200

@@ -23,7 +23,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import argparse
 import json
 import statistics
 import time
@@ -34,10 +33,10 @@ import numpy as np
 import torch
 from harness import (
     CARTPOLE,
-    LEAST_REPEATS,
     WARM_UPDATES,
     Stretch,
     alternate,
+    asked,
     best,
     figures,
     machine,
@@ -242,35 +241,15 @@ PACKAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--section", choices=sorted(SECTIONS), action="append", help="run this one only; may be repeated"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=7, help=f"stretches of each contestant, at least {LEAST_REPEATS}"
-    )
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a stretch")
-    parser.add_argument("--quick", action="store_true", help="two stretches of half a second: a smoke test")
-    given = parser.parse_args()
-    if given.repeats < LEAST_REPEATS:
-        parser.error(
-            f"--repeats={given.repeats} is below {LEAST_REPEATS}: a median of fewer says little. Use more."
-        )
-    sections = given.section or list(SECTIONS)
-    for section in sections:
+    given = asked(__doc__, list(SECTIONS), seconds=4.0, quick_s=0.5)
+    for section in given.sections:
         require(*PACKAGES[section])
     torch.set_num_threads(1)
-    repeats, seconds = (2, 0.5) if given.quick else (given.repeats, given.seconds)
-    packages = ["torch", "numpy", "gymnasium", *(PACKAGES[s][0] for s in sections)]
-    result = {
-        **machine("throughput", packages),
-        "quick": given.quick,
-        "repeats": repeats,
-        "stretch_s": seconds,
+    packages = ["torch", "numpy", "gymnasium", *(PACKAGES[s][0] for s in given.sections)]
+    result = {**machine("throughput", packages), **given.facts()}
+    result["sections"] = {
+        name: SECTIONS[name](given.repeats, given.seconds, given.quick) for name in given.sections
     }
-    result["sections"] = {section: SECTIONS[section](repeats, seconds, given.quick) for section in sections}
     print(json.dumps(result))
 
 

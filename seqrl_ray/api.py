@@ -105,9 +105,9 @@ def evaluate(
         episodes: seeds; None: the recipe's.
         seed: first seed; None: the recipe's.
         workers: processes; None: one per core for SUMO, this process for the rest.
-    Returns: {"evaluation", "baselines", "paired"} as in `summary.json`, plus "env_steps" of the checkpoint.
+    Returns: {"evaluation", "baselines", "paired", "targets"} as in `summary.json`, plus "env_steps" of the
+        checkpoint.
     """
-    from seqrl_ray.loops.evaluate import POLICY
     from seqrl_ray.loops.judge import chunk_size, final_jobs, play_jobs
     from seqrl_ray.loops.run_folder import open_run, summaries
 
@@ -122,7 +122,7 @@ def evaluate(
     rows = {
         name: [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in part] for name, part in ends.items()
     }
-    return {"env_steps": steps, **summaries(rows.pop(POLICY), rows)}
+    return {"env_steps": steps, **summaries(rows)}
 
 
 def collect(
@@ -233,7 +233,7 @@ def _run(
     if checkpoint is None:
         check_new(path)
     recipe = _with_data(recipe, local=local, address=address, quiet=quiet)
-    preflight(recipe, checkpoint)
+    plan = preflight(recipe, checkpoint)
     driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))
     screen = Silence() if quiet else ProgressLine(recipe)
@@ -241,7 +241,13 @@ def _run(
         session = _session(stack, recipe, path / "checkpoints", checkpoint, clock_s, local, address)
         stack.callback(session.close)
         started_s = clock_s + time.monotonic() - began  # starting processes is part of the run's wall time
-        folder = RunFolder(path, recipe, resumed=checkpoint is not None, clock_s=started_s)
+        folder = RunFolder(
+            path,
+            recipe,
+            resumed=checkpoint is not None,
+            clock_s=started_s,
+            data_returns=plan.data_returns,
+        )
         stack.callback(folder.close)
         summary = drive(
             session,
@@ -268,7 +274,16 @@ def _with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool)
         steps = recipe.data.collect_steps
         if not quiet:
             print(f"no dataset {recipe.data.source}: collecting it with {recipe.data.collect} to {folder}")
-        collect(recipe.data.collect, folder, steps=steps, local=local, address=address, quiet=quiet)
+        collect(
+            recipe.data.collect,
+            folder,
+            steps=steps,
+            controller=recipe.data.collect_controller,
+            noise=recipe.data.collect_noise,
+            local=local,
+            address=address,
+            quiet=quiet,
+        )
     elif folder is not None and not quiet:
         print(f"offline data: {folder}")
     data = recipe.data.model_copy(update={"source": str(folder or recipe.data.source)})

@@ -48,6 +48,7 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
     """
     from seqrl_ray.envs.check import check_env
     from seqrl_ray.envs.make import make_env
+    from seqrl_ray.loops.offline import locate
     from seqrl_ray.loops.preflight import preflight
 
     if steps < LEAST_STEPS:
@@ -55,7 +56,8 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
             f"--steps={steps} is below {LEAST_STEPS}: the contract cannot be checked. Give more."
         )
     resolved = read_recipe(recipe, overrides)
-    plan = preflight(resolved)
+    there = locate(resolved)
+    plan = preflight(resolved if there else resolved.model_copy(update={"data": None}))
     copies = min(2, resolved.actors.envs_per_actor)
     found = check_env(
         lambda seeds: make_env(
@@ -65,10 +67,14 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
         seed=resolved.seed,
     )
     errors = sum(finding.level == "error" for finding in found)
-    verdict = f"OK: the environment kept the contract for {steps} steps, and a run of this recipe can begin."
+    begins = "a run of this recipe can begin"
+    if resolved.data is not None and there is None and resolved.data.collect is None:
+        begins += " once its data is there"
+    verdict = f"OK: the environment kept the contract for {steps} steps, and {begins}."
     if errors:
         verdict = f"NOT OK, {errors} error(s): a run of this recipe would learn from wrong data."
-    lines = [*_what(resolved, find(str(recipe)), plan), *_odd(plan, found), verdict]
+    lines = [*_what(resolved, find(str(recipe)), plan), *_data(resolved, there)]
+    lines += [*_odd(plan, found), verdict]
     return Checked(tuple(lines), ok=not errors)
 
 
@@ -94,6 +100,19 @@ def _what(recipe: Recipe, path: Path, plan: Plan) -> list[str]:
         f"by {recipe.evaluation.headline}"
     )
     return lines
+
+
+def _data(recipe: Recipe, there: Path | None) -> list[str]:
+    """Where the offline data is, or what becomes of the lack of it."""
+    if recipe.data is None:
+        return []
+    if there is not None:
+        return [f"data         {there}"]
+    if recipe.data.collect is not None:
+        how = f"not there yet, the run collects it ({recipe.data.collect})"
+    else:
+        how = "not there; collect or import it first (seqrl data --help)"
+    return [f"data         {recipe.data.source}: {how}"]
 
 
 def _policy(recipe: Recipe, policy_id: str, group: GroupSpec) -> str:

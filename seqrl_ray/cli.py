@@ -147,7 +147,8 @@ def evaluate(
     recipe = api.read_recipe(run / "recipe.toml")
     metric = recipe.evaluation.headline
     typer.echo(f"{metric} after {result['env_steps']:,} steps: mean [95 % CI], median, p95, n")
-    for name, metrics in {"policy": result["evaluation"], **result["baselines"]}.items():
+    targets = {f"policy at {target}": metrics for target, metrics in result["targets"].items()}
+    for name, metrics in {"policy": result["evaluation"], **targets, **result["baselines"]}.items():
         typer.echo(f"  {name:<14}{_figures(metrics[metric])}")
 
 

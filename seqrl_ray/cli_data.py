@@ -1,4 +1,4 @@
-"""The command line of offline datasets: `seqrl data collect | import | export | info`.
+"""The command line of offline datasets: `seqrl data collect | merge | import | export | info`.
 
 Like `cli.py`, it imports what a command needs when it runs.
 """
@@ -13,7 +13,9 @@ import typer
 
 from seqrl_ray.errors import DataError
 
-data = typer.Typer(name="data", no_args_is_help=True, help="Offline datasets: collect, import, export, info.")
+data = typer.Typer(
+    name="data", no_args_is_help=True, help="Offline datasets: collect, merge, import, export, info."
+)
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset folder, see docs/data.md")]
 
@@ -55,6 +57,18 @@ def collect(
     )
     rate = done["steps"] / done["wall_s"]
     typer.echo(f"{folder}: {done['episodes']:,} episodes, {done['steps']:,} steps, {rate:,.0f} steps/s")
+
+
+@data.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE SOURCE...", help="dataset folders")],
+    folder: Annotated[Path, typer.Argument(help="the new dataset's folder; must not exist")],
+) -> None:
+    """Put the episodes of several datasets, one after the other, into a new one."""
+    from seqrl_ray.data.merge import merge
+
+    dataset = merge(sources, folder)
+    typer.echo(f"{folder}: {dataset.episodes:,} episodes, {dataset.steps:,} steps")
 
 
 @data.command("import")

@@ -114,6 +114,7 @@ class EvaluationSettings(Settings):
     episodes: int = key(20, "episodes of the final evaluation, one held-out seed each", unit="episodes", ge=1)
     seed: int = key(1_000_000, "first held-out seed; episode i uses seed + i", ge=0, lt=2**31 - 1_000_000)
     every_env_steps: int = key(0, "evaluate in between this often; 0 = only at the end", unit="steps", ge=0)
+    every_updates: int = key(0, "the same in the offline phase; 0 = not there", unit="updates", ge=0)
     interim_episodes: int = key(4, "episodes of an evaluation in between", unit="episodes", ge=1)
     hang_timeout_s: float = key(
         3600.0,
@@ -125,8 +126,18 @@ class EvaluationSettings(Settings):
         1, "environment copies the evaluator steps together (1 where the kind allows no more)", ge=1
     )
     controllers: tuple[str, ...] = key(("random",), "built-in rules judged on the same seeds")
+    targets: tuple[float, ...] = key((), "returns the final policy is also asked for, on the same seeds")
     headline: str = key("return", "metric the report and the progress line lead with")
     lower_is_better: bool = key(False, "direction of the headline metric")
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> EvaluationSettings:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"targets={list(self.targets)} names a return twice: both would go under one name. "
+                "Name each once."
+            )
+        return self
 
 
 class StopSettings(Settings):

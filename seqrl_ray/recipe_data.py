@@ -25,7 +25,9 @@ class DataSettings(Settings):
     collect: str | None = key(
         None, "recipe that collects the dataset into ./datasets where it is not there yet"
     )
-    collect_steps: int = key(100_000, "environment steps to collect then", unit="steps", ge=1)
+    collect_steps: int = key(100_000, "decisions to collect then", unit="steps", ge=1)
+    collect_controller: str | None = key(None, "built-in rule that acts while collecting")
+    collect_noise: float = key(0.0, "chance of a random action while collecting", ge=0.0, le=1.0)
     top_share: float | None = key(
         None,
         "use the best episodes by return only, up to this share of the decisions (the 10 of 10%BC is 0.1)",

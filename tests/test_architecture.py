@@ -24,21 +24,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     # room: rooms of the package and outside packages (the standard library is free to all)
     "": set(),  # __init__.py: everything on first use, through api
     "types": {"numpy"},
+    "types_env": {"types", "numpy"},
     "errors": set(),
     "settings": {"errors", "pydantic", "pydantic_core"},
     "recipe": BASE | {"pydantic"},
-    "envs": RECIPE | {"numpy", "gymnasium", "pettingzoo", "ale_py", "libsumo", "traci"},
-    "replay": RECIPE | {"numpy", "pyarrow"},
+    "envs": RECIPE | {"types_env", "numpy", "gymnasium", "pettingzoo", "ale_py", "libsumo", "traci"},
+    "replay": RECIPE | {"types_env", "numpy", "pyarrow"},
     "networks": RECIPE | {"torch"},
     "losses": RECIPE | {"torch"},
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
-    "data": RECIPE | {"envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
+    "data": RECIPE | {"types_env", "envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
     "loops": RECIPE
-    | {"envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
+    | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
-    "runtime": RECIPE | {"algorithms", "replay", "loops", "numpy", "torch", "ray"},
+    "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"loops", "runtime", "ray"},
-    "top": RECIPE | {"envs", "algorithms", "data", "loops", "runtime", "report", "torch", "rich", "typer"},
+    "top": RECIPE
+    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "report", "torch", "rich", "typer"},
 }
 TOP = {"api", "bench", "check", "cli", "cli_data", "collecting"}
 RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}

@@ -28,6 +28,11 @@ class _Parts:
 
 
 _ALGORITHMS = {
+    "behavior_cloning": _Parts(
+        algorithm="algorithms.behavior_cloning:BehaviorCloning",
+        settings="algorithms.behavior_cloning_settings:BehaviorCloningSettings",
+        network="networks.policy_mlp:policy_mlp",
+    ),
     "decision_transformer": _Parts(
         algorithm="algorithms.decision_transformer:DecisionTransformer",
         settings="algorithms.decision_transformer_settings:DecisionTransformerSettings",

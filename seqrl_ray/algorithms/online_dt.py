@@ -44,7 +44,6 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         self, settings: OnlineDtSettings, group: GroupSpec, network: Any, *, device: str = "cpu", seed: int
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
-        self.context_steps = settings.acting_steps
         dims = 1 if group.action.kind == "discrete" else group.action.column.size
         self._target_entropy = settings.target_entropy_per_dim * dims
         self._temperature = slice(*next(places for name, places in self._places() if name == TEMPERATURE))

@@ -1,10 +1,10 @@
-"""What the return-conditioned transformers share: contexts of the last K steps, observations as the data had
-them, and what becomes of action scores.
+"""Learning to act as data did, and what the return-conditioned transformers among such learners share.
 
-An actor keeps a context per slot: return still wanted, observation, action and number of each of its last K
-decisions. It grows by one row per decision, is never rebuilt, and runs through the network at the length it
-has, all slots in one call. What is known of the data (`facts`: the observations' statistics, the returns'
-range) is learned state: it travels with the weights, and neither optimiser nor target touches it.
+`Imitator` holds what is known of the data (`facts`: statistics of observations, range of returns), learned
+state that travels with the weights and that neither optimiser nor target touches, and says what becomes of
+action scores. `SequenceLearner` adds contexts: per slot the return still wanted, observation, action and
+number of each of the last K decisions. A context grows by one row per decision, is never rebuilt, and runs
+through the network at the length it has, all slots in one call.
 Source: Chen et al. (2021), arXiv:2106.01345, its Gym evaluation loop. Departs from it: contexts are not
 padded to K; a discounted return (gamma < 1) is carried on as (R - r) / gamma.
 Dims: S slots, B batch, K window steps, A actions or action dimensions, D features, P parameters.
@@ -50,18 +50,16 @@ class Context(NamedTuple):
     used: IntArray  # [S], in [0, K]
 
 
-class SequenceLearner(FlatLearner[SettingsT]):
-    """Base of the return-conditioned transformers; `settings` has the keys of `decision_transformer`."""
+class Imitator(FlatLearner[SettingsT]):
+    """Base of what learns to act as data did; `settings` has `normalise_obs` and `sample_actions`."""
 
-    pull: ClassVar[Literal["fragment", "episode"]] = "episode"
-    compiles: ClassVar[bool] = False  # dropout in a graph draws other numbers than the eager path
+    keys = property(lambda self: self.settings)  # `set_hparams` makes new ones
+    compiles: ClassVar[bool] = False  # a graph would keep the facts it was made with, and its dropout's draws
 
     def __init__(
         self, settings: Any, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
-        self.keys = settings
-        self.context_steps = settings.window_steps
         self.scores = group.action.n or group.action.column.size  # A
         self._standardised = settings.normalise_obs and group.policy_obs.dtype == "float32"
         self.facts: dict[str, FloatArray] = {
@@ -81,7 +79,79 @@ class SequenceLearner(FlatLearner[SettingsT]):
             self.middle = ((high + low) / 2).reshape(shape)
             self.half = ((high - low) / 2).reshape(shape)
 
-    # ------------------------------------------------------------------------------------ declared
+    def prepare(self, facts: DataFacts) -> None:
+        """Take over the statistics of the offline data; features that never vary are only shifted."""
+        known = {**self.facts, "return_range": np.array([facts.return_min, facts.return_max])}
+        if self._standardised:
+            deviation = np.where(facts.obs_std < 2e-6, 1.0, facts.obs_std)  # [*policy_obs]
+            known.update(obs_mean=facts.obs_mean, obs_std=deviation)
+        self._load_facts(known)
+
+    def standardised(self, obs: Tensor) -> Tensor:
+        """Return observations [..., *obs] as the network reads them."""
+        if not self._standardised:
+            return obs
+        mean, std = (torch.from_numpy(self.facts[n]).to(self.device) for n in ("obs_mean", "obs_std"))
+        return (obs - mean) / std
+
+    def scaled(self, action: Tensor) -> Tensor:
+        """Return continuous actions [..., *action] as -1..1; indices stay."""
+        if self.group.action.kind == "discrete":
+            return action
+        middle, half = (torch.from_numpy(v).to(self.device) for v in (self.middle, self.half))
+        return (action - middle) / half
+
+    def decide(self, score: FloatArray, inputs: ActInput, mode: Mode) -> Array:
+        """Return the actions that the network's scores [S, A] stand for: means of continuous ones before the
+        tanh, or logits, of which the largest legal one is taken, or one is drawn in "explore".
+        """
+        if self.group.action.kind == "box":
+            return self.middle + self.half * np.tanh(score).reshape(-1, *self.middle.shape)  # [S, *action]
+        if mode == "explore" or self.keys.sample_actions:
+            score = score + inputs.rng.gumbel(size=score.shape)  # the largest is a draw from the softmax
+        if inputs.legal is not None:
+            score = np.where(inputs.legal, score, -np.inf)  # [S, A]
+        return score.argmax(1)  # type: ignore[no-any-return]  # [S]
+
+    def imitation_loss(self, score: Tensor, action: Tensor, legal: Tensor | None) -> Tensor:
+        """Return the squared error of tanh(score), mean over the action's dimensions, or the cross-entropy of
+        the action taken among the legal ones, [B, ...] of scores [B, ..., A].
+        """
+        if self.group.action.kind == "box":
+            return (score.tanh() - self.scaled(action).reshape(score.shape)).square().mean(-1)  # [B, ...]
+        if legal is not None:
+            score = score.masked_fill(~legal, -1e9)  # [B, ..., A]
+        return functional.cross_entropy(score.movedim(-1, 1), action, reduction="none")  # [B, ...]
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return a copy of the parameters and of the facts, flat [P + ...]."""
+        return np.concatenate([super().weights(), *(fact.ravel() for fact in self.facts.values())])
+
+    def load_weights(self, flat: NDArray[np.float32]) -> None:
+        """Act with these from now on. Raises: CheckpointError: another size."""
+        sizes = [fact.size for fact in self.facts.values()]
+        own, *rest = np.split(flat, np.cumsum([len(flat) - sum(sizes), *sizes[:-1]]))
+        super().load_weights(own)
+        self._load_facts(dict(zip(self.facts, rest, strict=True)))
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        """Return what every learner has, and the facts."""
+        return {**super().learned(), **{name: fact.copy() for name, fact in self.facts.items()}}
+
+    def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
+        expect_names("learned", values, {*super().learned(), *self.facts})
+        super().load_learned({name: value for name, value in values.items() if name not in self.facts})
+        self._load_facts(values)
+
+    def _load_facts(self, values: Mapping[str, NDArray[Any]]) -> None:
+        self.facts = {n: np.array(values[n], np.float32).reshape(old.shape) for n, old in self.facts.items()}
+
+
+class SequenceLearner(Imitator[SettingsT]):
+    """Base of the return-conditioned transformers; `settings` has the keys of `decision_transformer`."""
+
+    pull: ClassVar[Literal["fragment", "episode"]] = "episode"
 
     def sample_spec(self) -> SampleSpec:
         """Return what replay must hand to `update`."""
@@ -92,19 +162,9 @@ class SequenceLearner(FlatLearner[SettingsT]):
         """Return the return each slot asks for."""
         return {"target_return": np.full(len(rank), self.keys.target_return, np.float32)}
 
-    def prepare(self, facts: DataFacts) -> None:
-        """Take over the statistics of the offline data; features that never vary are only shifted."""
-        known = {**self.facts, "return_range": np.array([facts.return_min, facts.return_max])}
-        if self._standardised:
-            deviation = np.where(facts.obs_std < 2e-6, 1.0, facts.obs_std)  # [*policy_obs]
-            known.update(obs_mean=facts.obs_mean, obs_std=deviation)
-        self._load_facts(known)
-
-    # -------------------------------------------------------------------------------------- acting
-
     def initial_state(self, slots: int) -> Context:
         """Return empty contexts."""
-        rows = (slots, self.context_steps)
+        rows = (slots, getattr(self.keys, "acting_steps", self.keys.window_steps))
         obs, action = self.group.policy_obs, self.group.action.column
         return Context(
             np.zeros(rows, np.float32),
@@ -150,35 +210,12 @@ class SequenceLearner(FlatLearner[SettingsT]):
         self, network: Forward, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, *rest: Any
     ) -> Any:
         """Call a network on windows [B, K, ...] as they are stored: scales and standardises."""
-        if self._standardised:
-            mean, std = (torch.from_numpy(self.facts[n]).to(self.device) for n in ("obs_mean", "obs_std"))
-            obs = (obs - mean) / std  # [B, K, *obs]
-        return network(self.scaled_return(wanted), obs, self.scaled(action), timestep, *rest)
+        wanted, obs = self.scaled_return(wanted), self.standardised(obs)  # [B, K], [B, K, *obs]
+        return network(wanted, obs, self.scaled(action), timestep, *rest)
 
     def scaled_return(self, wanted: Tensor) -> Tensor:
         """Return returns-to-go [...] as the network reads them."""
         return wanted / float(self.keys.return_scale)
-
-    def scaled(self, action: Tensor) -> Tensor:
-        """Return continuous actions [..., *action] as -1..1; indices stay."""
-        if self.group.action.kind == "discrete":
-            return action
-        middle, half = (torch.from_numpy(v).to(self.device) for v in (self.middle, self.half))
-        return (action - middle) / half
-
-    def decide(self, score: FloatArray, inputs: ActInput, mode: Mode) -> Array:
-        """Return the actions that the network's scores [S, A] stand for: means of continuous ones before the
-        tanh, or logits, of which the largest legal one is taken, or one is drawn in "explore".
-        """
-        if self.group.action.kind == "box":
-            return self.middle + self.half * np.tanh(score).reshape(-1, *self.middle.shape)  # [S, *action]
-        if mode == "explore" or self.keys.sample_actions:
-            score = score + inputs.rng.gumbel(size=score.shape)  # the largest is a draw from the softmax
-        if inputs.legal is not None:
-            score = np.where(inputs.legal, score, -np.inf)  # [S, A]
-        return score.argmax(1)  # type: ignore[no-any-return]  # [S]
-
-    # ------------------------------------------------------------------------------------ learning
 
     def drawn(self, batch: WindowTensors[Tensor]) -> WindowTensors[Tensor]:
         """Add `dropout_seed` [U], a function of the seed and the number of each update."""
@@ -192,31 +229,17 @@ class SequenceLearner(FlatLearner[SettingsT]):
         """Return the network's answer at every step of a batch of windows, [B, K, ...], with dropout."""
         if minibatch.return_to_go is None:
             raise ValueError("minibatch.return_to_go is None, sample_spec() asks for returns")
-        valid = minibatch.valid  # [B, K]
-        clean = [
-            torch.where(valid.view(*valid.shape, *[1] * (x.dim() - 2)), x, torch.zeros_like(x))
-            for x in (minibatch.return_to_go, minibatch.obs, minibatch.action, minibatch.timestep)
-        ]
+        columns = (minibatch.return_to_go, minibatch.obs, minibatch.action, minibatch.timestep)
+        clean = [seen(column, minibatch.valid) for column in columns]
         if not self.keys.dropout:
             return self.read(network, *clean)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(minibatch.extra["dropout_seed"]))
-            return self.read(network, *clean, None, self.keys.dropout)
+        return self.read(network, *clean, None, (self.keys.dropout, int(minibatch.extra["dropout_seed"])))
 
     def action_loss(self, score: Tensor, minibatch: WindowTensors[Tensor]) -> Tensor:
-        """Return each step's squared error of tanh(score), mean over the action's dimensions, or the
-        cross-entropy of the action taken among the legal ones, [B, K].
-        """
-        valid = minibatch.valid  # [B, K]
-        if self.group.action.kind == "box":
-            wanted = self.scaled(minibatch.action).flatten(2)  # [B, K, A]
-            error = torch.tanh(score) - torch.where(valid[..., None], wanted, 0.0)  # [B, K, A]
-            return error.square().mean(-1)  # [B, K]
-        if minibatch.legal is not None:
-            score = score.masked_fill(~minibatch.legal & valid[..., None], -1e9)  # [B, K, A]
-        action = torch.where(valid, minibatch.action, 0)  # [B, K]
-        return functional.cross_entropy(score.transpose(1, 2), action, reduction="none")  # [B, K]
+        """Return `imitation_loss` of each step, [B, K]; of those that are not valid, some finite number."""
+        valid, legal = minibatch.valid, minibatch.legal  # [B, K], [B, K, A]
+        legal = None if legal is None else legal | ~valid[..., None]
+        return self.imitation_loss(score, seen(minibatch.action, valid), legal)
 
     def terms(self, loss: Tensor, minibatch: WindowTensors[Tensor], metrics: dict[str, Tensor]) -> Terms:
         """Return how the losses [B, K] of the steps count; a window's priority is their mean."""
@@ -224,28 +247,7 @@ class SequenceLearner(FlatLearner[SettingsT]):
         priorities = shown / minibatch.valid.sum(1).clamp(min=1)  # [B]
         return Terms(loss, minibatch.weight[:, None], minibatch.learn, priorities, metrics)
 
-    # --------------------------------------------------------------------------------------- state
 
-    def weights(self) -> NDArray[np.float32]:
-        """Return a copy of the parameters and of the facts, flat [P + ...]."""
-        return np.concatenate([super().weights(), *(fact.ravel() for fact in self.facts.values())])
-
-    def load_weights(self, flat: NDArray[np.float32]) -> None:
-        """Act with these from now on. Raises: CheckpointError: another size."""
-        sizes = [fact.size for fact in self.facts.values()]
-        own, *rest = np.split(flat, np.cumsum([len(flat) - sum(sizes), *sizes[:-1]]))
-        super().load_weights(own)
-        self._load_facts(dict(zip(self.facts, rest, strict=True)))
-
-    def learned(self) -> dict[str, NDArray[Any]]:
-        """Return what every learner has, and the facts."""
-        return {**super().learned(), **{name: fact.copy() for name, fact in self.facts.items()}}
-
-    def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
-        """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
-        expect_names("learned", values, {*super().learned(), *self.facts})
-        super().load_learned({name: value for name, value in values.items() if name not in self.facts})
-        self._load_facts(values)
-
-    def _load_facts(self, values: Mapping[str, NDArray[Any]]) -> None:
-        self.facts = {n: np.array(values[n], np.float32).reshape(old.shape) for n, old in self.facts.items()}
+def seen(column: Tensor, valid: Tensor) -> Tensor:
+    """Return `column` [B, K, ...] with zeros where `valid` [B, K] is False."""
+    return torch.where(valid.view(*valid.shape, *[1] * (column.dim() - 2)), column, 0)

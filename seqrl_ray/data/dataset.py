@@ -1,9 +1,9 @@
 """An offline dataset on disk, and how it becomes experience: open, choose episodes, yield trajectories.
 
 A dataset is a folder: `manifest.json` and one memory-mappable `.npy` per column, rows stream after stream in
-the store's layout (see `types.Trajectory`): every episode's decisions, then one `final` row that holds only
-its observation. Frames are stored once each, also where the policy sees a stack of them. The format in full:
-docs/data.md. Writing it: `writer.py`.
+the store's layout (see `types_env.Trajectory`): every episode's decisions, then one `final` row that holds
+only its observation. Frames are stored once each, also where the policy sees a stack of them. The format in
+full: docs/data.md. Writing it: `writer.py`.
 
 Dims: E episodes, N decisions, R = N + E rows, P pieces of a fragment.
 """
@@ -27,7 +27,8 @@ from seqrl_ray.data.manifest import (
 )
 from seqrl_ray.data.npy import open_npy
 from seqrl_ray.errors import DataError
-from seqrl_ray.types import Array, FloatArray, GroupSpec, IntArray, Trajectory
+from seqrl_ray.types import Array, FloatArray, GroupSpec, IntArray
+from seqrl_ray.types_env import Trajectory
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]

@@ -25,7 +25,7 @@ from seqrl_ray.data.manifest import group_to_json
 from seqrl_ray.data.writer import UNKNOWN_SEED
 from seqrl_ray.errors import DataError
 from seqrl_ray.replay.snapshot import to_arrow
-from seqrl_ray.types import Trajectory
+from seqrl_ray.types_env import Trajectory
 
 TableFormat = Literal["parquet", "arrow"]
 

@@ -26,19 +26,8 @@ import numpy as np
 from seqrl_ray.envs.grouping import AGENT, AgentInfo, assign
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import AtariSettings, PolicySettings
-from seqrl_ray.types import (
-    ActionSpec,
-    Array,
-    ArraySpec,
-    BoolArray,
-    EpisodeEnd,
-    GroupSpec,
-    IntArray,
-    OpenEpisode,
-    SeedStream,
-    Step,
-    VectorStep,
-)
+from seqrl_ray.types import ActionSpec, Array, ArraySpec, BoolArray, GroupSpec, IntArray
+from seqrl_ray.types_env import EpisodeEnd, OpenEpisode, SeedStream, Step, VectorStep
 
 
 class AtariEnv:

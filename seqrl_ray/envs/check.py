@@ -16,7 +16,8 @@ import numpy as np
 
 from seqrl_ray.envs.contract import Finding, Watch, check_groups
 from seqrl_ray.envs.seeds import EpisodeSeeds
-from seqrl_ray.types import Array, GroupSpec, OpenEpisode, SeedStream, Step, VectorEnv, VectorStep
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import OpenEpisode, SeedStream, Step, VectorEnv, VectorStep
 
 __all__ = ["Finding", "check_env", "random_actions"]
 

@@ -1,6 +1,6 @@
 """The rules every step of a `VectorEnv` keeps, one short function each, and the watch that applies them.
 
-Source: ours (`seqrl_ray.types.Step` and `VectorEnv` say the same in prose); the idea, a contract as a
+Source: ours (`seqrl_ray.types_env.Step` and `VectorEnv` say the same in prose); the idea, a contract as a
 function, is Gymnasium's `check_env`.
 
 Dims: E copies, S slots of a group, A actions, F ended streams.
@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from seqrl_ray.types import Array, GroupSpec, Step, VectorStep
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import Step, VectorStep
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,8 @@ from seqrl_ray.envs.replaying import digest, in_copy_order, not_deterministic
 from seqrl_ray.envs.spaces import OBSERVATION_KEY, action_codec, given_mask, obs_codec, split_mask
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import GymSettings, PolicySettings
-from seqrl_ray.types import (
-    Array,
-    EpisodeEnd,
-    GroupSpec,
-    OpenEpisode,
-    SeedStream,
-    Step,
-    VectorStep,
-)
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, OpenEpisode, SeedStream, Step, VectorStep
 
 _CALLABLE = re.compile(r"^[\w.]+:[\w.]+$")
 

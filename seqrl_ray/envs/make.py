@@ -14,7 +14,7 @@ from seqrl_ray.envs.own_metrics import promised
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe import EnvSettings
 from seqrl_ray.recipe_env import AtariSettings, GymSettings, PettingZooSettings, PolicySettings
-from seqrl_ray.types import SeedStream, VectorEnv
+from seqrl_ray.types_env import SeedStream, VectorEnv
 
 RANDOM = "random"
 """The controller every kind has: the evaluator draws legal actions itself."""

@@ -42,7 +42,8 @@ from seqrl_ray.envs.spaces import (
 )
 from seqrl_ray.errors import EnvError
 from seqrl_ray.recipe_env import PettingZooSettings, PolicySettings
-from seqrl_ray.types import Array, EpisodeEnd, GroupSpec, OpenEpisode, SeedStream, VectorStep
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, OpenEpisode, SeedStream, VectorStep
 
 
 @dataclass(frozen=True)

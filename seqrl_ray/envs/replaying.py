@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from seqrl_ray.errors import EnvError
-from seqrl_ray.types import Array, OpenEpisode
+from seqrl_ray.types import Array
+from seqrl_ray.types_env import OpenEpisode
 
 
 def digest(*arrays: Array) -> str:

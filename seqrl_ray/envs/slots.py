@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from seqrl_ray.envs.grouping import agents_of, blank_rows, own_actions
-from seqrl_ray.types import Array, GroupSpec, Step
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import Step
 
 
 class GroupArrays:

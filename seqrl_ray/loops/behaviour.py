@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
-from seqrl_ray.types import ActInput, Array, GroupSpec, Mode, SampleSpec, VectorEnv
+from seqrl_ray.types import ActInput, Array, GroupSpec, Mode, SampleSpec
+from seqrl_ray.types_env import VectorEnv
 
 
 @dataclass(frozen=True)

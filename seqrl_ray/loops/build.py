@@ -21,7 +21,8 @@ from seqrl_ray.loops.behaviour import Behaviour, Collecting
 from seqrl_ray.loops.rollout import Rollout
 from seqrl_ray.recipe import Recipe, policy_algorithm
 from seqrl_ray.settings import parse
-from seqrl_ray.types import GroupSpec, VectorEnv
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import VectorEnv
 
 EPISODES, ACTING, SHARDS, ALGORITHM = range(4)
 """First key of the seed streams: episodes of training, acting, sampling, parameters."""

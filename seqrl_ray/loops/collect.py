@@ -17,7 +17,8 @@ import numpy as np
 
 from seqrl_ray.data.writer import UNKNOWN_SEED, DatasetWriter
 from seqrl_ray.loops.trainer import FragmentSource
-from seqrl_ray.types import Array, EpisodeEnd, Fragment, GroupSpec, Trajectory
+from seqrl_ray.types import Array, GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory
 
 Stream = tuple[str, int, int, int]
 """(writer, incarnation, slot, episode)."""

@@ -20,7 +20,7 @@ from seqrl_ray.loops.judge import Job
 from seqrl_ray.loops.run_folder import LagCounter, RunFolder
 from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,19 @@ class _Clock:
 
     train_s: float = 0.0
     next_judge_steps: int = 0
+    next_judge_updates: int = 0
+
+    def due(self, recipe: Recipe, row: Mapping[str, Any]) -> bool:
+        """Return whether it is time for an evaluation in between, and set when the next one is."""
+        steps, updates = int(row["env_steps"]), int(row["updates"])
+        due = 0 < self.next_judge_steps <= steps
+        while 0 < self.next_judge_steps <= steps:
+            self.next_judge_steps += recipe.evaluation.every_env_steps
+        if updates < recipe.offline_updates:  # afterwards it is every_env_steps that counts
+            due = due or 0 < self.next_judge_updates <= updates
+            while 0 < self.next_judge_updates <= updates:
+                self.next_judge_updates += recipe.evaluation.every_updates
+        return due
 
 
 def drive(
@@ -145,9 +158,11 @@ def drive(
     Raises: whatever the session raises, after a summary with status "failed" has been written.
     """
     recipe = session.recipe
-    times = _Clock(next_judge_steps=recipe.evaluation.every_env_steps)
+    times = _Clock(0.0, recipe.evaluation.every_env_steps, recipe.evaluation.every_updates)
     if clock:
-        times = _Clock(float(clock["train_s"]), int(clock["next_judge_steps"]))
+        times = _Clock(
+            float(clock["train_s"]), int(clock["next_judge_steps"]), int(clock["next_judge_updates"])
+        )
     last: dict[str, Any] = {
         "env_steps": 0,
         "agent_steps": 0,
@@ -222,9 +237,7 @@ def _train(
         if learner.checkpoint_every_s and time.monotonic() - saved_at >= learner.checkpoint_every_s:
             session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=False)
             saved_at = time.monotonic()
-        if times.next_judge_steps and row["env_steps"] >= times.next_judge_steps:
-            while times.next_judge_steps <= row["env_steps"]:
-                times.next_judge_steps += recipe.evaluation.every_env_steps
+        if times.due(recipe, row):
             first_seed = recipe.evaluation.seed + 500_000  # apart from the final evaluation's seeds
             session.judge_interim(range(first_seed, first_seed + recipe.evaluation.interim_episodes))
 

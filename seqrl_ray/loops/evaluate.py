@@ -19,10 +19,13 @@ from seqrl_ray.errors import EnvError
 from seqrl_ray.loops.build import evaluation_env
 from seqrl_ray.loops.rollout import FrameStack, cleared
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import ActInput, Array, EpisodeEnd, GroupSpec, Mode, VectorEnv, VectorStep
+from seqrl_ray.types import ActInput, Array, GroupSpec, Mode
+from seqrl_ray.types_env import EpisodeEnd, VectorEnv, VectorStep
 
 POLICY = "policy"
 """Name of the trained policy among the controllers."""
+AT_TARGET = f"{POLICY} at "
+"""Begins the name of the policy where it is asked for one of `evaluation.targets`."""
 
 
 class Player(Protocol):

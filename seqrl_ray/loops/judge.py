@@ -14,13 +14,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 
+from seqrl_ray.algorithms import settings_class
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.envs.make import controllers
 from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.loops.build import algorithms, held_out_seeds
-from seqrl_ray.loops.evaluate import POLICY, evaluate
-from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+from seqrl_ray.loops.evaluate import AT_TARGET, POLICY, evaluate
+from seqrl_ray.recipe import Recipe, policy_algorithm
+from seqrl_ray.settings import mutable_keys
+from seqrl_ray.types import GroupSpec, Weights
+from seqrl_ray.types_env import EpisodeEnd
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Job:
     seeds: tuple[int, ...]
     details: bool = False
     """Keep the series of the first episode for the report."""
+    target_return: float | None = None
+    """What the policy is asked for; None = the recipe's `algorithm.target_return`."""
 
 
 def names(recipe: Recipe) -> tuple[str, ...]:
@@ -48,10 +53,22 @@ def names(recipe: Recipe) -> tuple[str, ...]:
     return (POLICY, *recipe.evaluation.controllers)
 
 
+def check_targets(recipe: Recipe) -> None:
+    """Raise RecipeError if `evaluation.targets` are given and the policy cannot be asked for a return."""
+    for policy_id in recipe.policies if recipe.evaluation.targets else ():
+        name, keys = recipe.algorithm["name"], policy_algorithm(recipe, policy_id)
+        if "target_return" not in mutable_keys(settings_class(name)) or keys.get("return_quantile"):
+            why = "generates its returns itself" if "return_quantile" in keys else "is asked for no return"
+            raise RecipeError(
+                f"evaluation.targets={list(recipe.evaluation.targets)} with algorithm.name={name!r}, which "
+                f"{why}: all targets would play alike. Leave the key out."
+            )
+
+
 def final_jobs(
     recipe: Recipe, *, episodes: int | None = None, seed: int | None = None, chunk: int = 0
 ) -> list[Job]:
-    """Return the jobs of the final evaluation, every controller on the same seeds.
+    """Return the jobs of the final evaluation, every controller and every target return on the same seeds.
 
     Args:
         recipe: says who is judged, on how many seeds.
@@ -65,6 +82,10 @@ def final_jobs(
         Job(name, tuple(seeds[i : i + size]), details=i == 0)
         for name in names(recipe)
         for i in range(0, len(seeds), size)
+    ] + [
+        Job(f"{AT_TARGET}{target:.12g}", tuple(seeds[i : i + size]), target_return=target)
+        for target in recipe.evaluation.targets
+        for i in range(0, len(seeds), size)
     ]
 
 
@@ -77,8 +98,13 @@ def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
 
 def play_job(recipe: Recipe, job: Job, weights: Mapping[str, Weights]) -> list[EpisodeEnd]:
     """Play one job in this process."""
+    hparams = {} if job.target_return is None else {"target_return": job.target_return}
     return evaluate(
-        recipe, job.name, job.seeds, algorithms=partial(with_weights, recipe, weights), details=job.details
+        recipe,
+        job.name if job.target_return is None else POLICY,
+        job.seeds,
+        algorithms=partial(with_weights, recipe, weights, hparams=hparams),
+        details=job.details,
     )
 
 
@@ -138,11 +164,17 @@ def _one_thread() -> None:
 
 
 def with_weights(
-    recipe: Recipe, weights: Mapping[str, Weights], groups: Mapping[str, GroupSpec]
+    recipe: Recipe,
+    weights: Mapping[str, Weights],
+    groups: Mapping[str, GroupSpec],
+    *,
+    hparams: Mapping[str, float] | None = None,
 ) -> dict[str, Algorithm]:
-    """Make the algorithms of a recipe and give them these weights to act with."""
+    """Make the algorithms of a recipe and give them these weights to act with, and changed `hparams`."""
     made = algorithms(recipe, groups)
     for policy_id, algorithm in made.items():
         if policy_id in weights:
             algorithm.load_weights(weights[policy_id].flat)
+        if hparams:
+            algorithm.set_hparams(hparams)
     return made

@@ -22,7 +22,7 @@ from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.loops.trainer import LocalSource, make_trainer
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 
 class LocalSession:

@@ -38,8 +38,12 @@ class Offline:
     def facts(self) -> DataFacts:
         """What an algorithm may know of it."""
         mean, std = obs_mean_std(self.dataset, self.episodes)
-        returns = self.dataset.returns()[self.episodes]
-        return DataFacts(mean, std, float(returns.min()), float(returns.max()))
+        return DataFacts(mean, std, *self.return_range())
+
+    def return_range(self) -> tuple[float, float]:
+        """Lowest and highest return of an episode."""
+        returns = self.dataset.returns()[self.episodes]  # [E]
+        return float(returns.min()), float(returns.max())
 
 
 def locate(recipe: Recipe) -> Path | None:

@@ -16,7 +16,7 @@ from seqrl_ray.envs.make import metric_names
 from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import training_env
-from seqrl_ray.loops.judge import names
+from seqrl_ray.loops.judge import check_targets, names
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.offline import open_data
 from seqrl_ray.loops.trainer import make_pacing
@@ -36,6 +36,8 @@ class Plan:
     learns: Mapping[str, bool]
     judged: tuple[str, ...]
     """Who plays the final evaluation: the policy, then the controllers."""
+    data_returns: tuple[float, float] | None
+    """Lowest and highest return of the offline episodes that the run uses."""
     lints: tuple[str, ...]
     """What the environment itself calls odd, in words (faults of a SUMO net)."""
 
@@ -50,12 +52,13 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     """
     judged = names(recipe)
     _check_headline(recipe)
+    check_targets(recipe)
     one_copy = recipe.actors.model_copy(update={"envs_per_actor": 1})
     eager = recipe.learner.model_copy(update={"compile": "off"})  # nothing is updated here
     small = recipe.model_copy(update={"actors": one_copy, "learner": eager})
     with closing(training_env(small, 0, 0)) as env:
         groups, lints = dict(env.groups), tuple(getattr(env, "lints", ()))
-    open_data(recipe, groups)
+    offline = open_data(recipe, groups)
     learner = Learner(small, groups)
     if checkpoint is not None:
         checkpoints.verify(checkpoint)
@@ -68,6 +71,7 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
         pacing={p: make_pacing(recipe, specs[p], copies * len(group.slots)) for p, group in groups.items()},
         learns={policy_id: algorithm.learns for policy_id, algorithm in learner.algorithms.items()},
         judged=judged,
+        data_returns=offline.return_range() if offline is not None else None,
         lints=lints,
     )
 

@@ -17,23 +17,8 @@ import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.errors import EnvError
-from seqrl_ray.types import (
-    ActInput,
-    Array,
-    BoolArray,
-    ColumnSpec,
-    EpisodeEnd,
-    Fragment,
-    GroupSpec,
-    IntArray,
-    Mode,
-    OpenEpisode,
-    Step,
-    Trajectory,
-    VectorEnv,
-    VectorStep,
-    Weights,
-)
+from seqrl_ray.types import ActInput, Array, BoolArray, ColumnSpec, GroupSpec, IntArray, Mode, Weights
+from seqrl_ray.types_env import EpisodeEnd, Fragment, OpenEpisode, Step, Trajectory, VectorEnv, VectorStep
 
 
 class FrameStack:

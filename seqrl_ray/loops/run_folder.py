@@ -24,9 +24,10 @@ import numpy as np
 
 from seqrl_ray import __version__
 from seqrl_ray.errors import RunFolderError
+from seqrl_ray.loops.evaluate import AT_TARGET, POLICY
 from seqrl_ray.loops.stats import paired, summarise
 from seqrl_ray.recipe import Recipe, write
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 PACKAGES = ("ray", "torch", "numpy", "gymnasium", "pettingzoo", "ale-py", "mujoco", "libsumo", "pyarrow")
 
@@ -55,7 +56,15 @@ class LagCounter:
 class RunFolder:
     """Writes one run's folder; see the module docstring."""
 
-    def __init__(self, path: Path, recipe: Recipe, *, resumed: bool, clock_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        *,
+        resumed: bool,
+        clock_s: float = 0.0,
+        data_returns: tuple[float, float] | None = None,
+    ) -> None:
         """Open a folder for writing.
 
         Args:
@@ -63,11 +72,12 @@ class RunFolder:
             recipe: the resolved recipe.
             resumed: go on in an existing run instead of starting a new one.
             clock_s: wall seconds the run had used before it was resumed.
+            data_returns: lowest and highest return of the offline data.
         Raises: RunFolderError: a new run's folder exists already and is not empty.
         """
         from tensorboardX import SummaryWriter  # a dependency of ray[tune]; imports no torch
 
-        self.path, self.recipe = path, recipe
+        self.path, self.recipe, self.data_returns = path, recipe, data_returns
         if not resumed:
             check_new(path)
             path.mkdir(parents=True, exist_ok=True)
@@ -82,6 +92,8 @@ class RunFolder:
         self.failures: list[dict[str, Any]] = []
         self.restarts = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0}
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
+        self.best: dict[str, Any] | None = None
+        """Of the evaluations in between: the one whose headline metric is best."""
         if resumed:
             self._take_over()
 
@@ -126,12 +138,14 @@ class RunFolder:
         )
         self._metrics.flush()
         if not final:
+            self._compare(rows, env_steps, updates)
             return
         self.evaluations[name] = rows
-        _replace(
-            self.path / "evaluation" / f"{name}.json",
-            json.dumps({"name": name, "episodes": rows}, default=_plain),
-        )
+        file = self.path / "evaluation" / f"{name}.json"
+        if name.startswith(AT_TARGET):
+            file = self.path / "evaluation" / "targets" / f"{name.removeprefix(AT_TARGET)}.json"
+            file.parent.mkdir(exist_ok=True)
+        _replace(file, json.dumps({"name": name, "episodes": rows}, default=_plain))
         details = next((e.details for e in episodes if e.details), None)
         if details is not None:
             arrays: dict[str, Any] = {
@@ -165,7 +179,6 @@ class RunFolder:
             lag: policy lag of the fragments inserted, in updates.
         """
         train_s = float(counters.get("train_s", 0.0))
-        baselines = {name: rows for name, rows in self.evaluations.items() if name != "policy"}
         summary = {
             "status": status,
             "name": self.recipe.name,
@@ -179,7 +192,9 @@ class RunFolder:
                 "metric": self.recipe.evaluation.headline,
                 "lower_is_better": self.recipe.evaluation.lower_is_better,
             },
-            **summaries(self.evaluations.get("policy", []), baselines),
+            **summaries(self.evaluations),
+            "best": self.best,
+            "data_returns": self.data_returns,
             "restarts": dict(self.restarts),
             "failures": self.failures,
             "versions": versions(),
@@ -187,13 +202,26 @@ class RunFolder:
         _replace(self.path / "summary.json", json.dumps(summary, indent=2, default=_plain))
         return summary
 
+    def _compare(self, rows: Rows, env_steps: int, updates: int) -> None:
+        """Keep an evaluation in between if it is the best so far; of equal ones the first."""
+        found = {**_summaries(rows), "env_steps": env_steps, "updates": updates, "of": 1}
+        headline, sign = self.recipe.evaluation.headline, -1 if self.recipe.evaluation.lower_is_better else 1
+        if self.best is not None:
+            found["of"] = self.best["of"] = self.best["of"] + 1
+        new = found.get(headline, {}).get("mean")
+        old = None if self.best is None else self.best[headline]["mean"]
+        if new is not None and (old is None or sign * new > sign * old):
+            self.best = found
+
     def _take_over(self) -> None:
-        """Take over the failures that earlier sessions of a resumed run wrote."""
+        """Take over the failures, and the best evaluation, that earlier sessions of a resumed run wrote."""
         for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line a kill cut short: the rows around it are whole
+            if row.get("kind") == "evaluation" and not row["final"]:
+                self._compare(row["episodes"], row["env_steps"], row["updates"])
             if row.get("kind") == "failure":
                 self.failures.append(
                     {k: row[k] for k in ("what", "at_s", "recover_s", "lost_steps", "lost_updates")}
@@ -271,9 +299,17 @@ def _commit() -> str | None:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def summaries(policy: Rows, baselines: Mapping[str, Rows]) -> dict[str, Any]:
-    """Return the `evaluation`, `baselines` and `paired` parts of a summary from rows of episodes."""
+def summaries(evaluations: Mapping[str, Rows]) -> dict[str, Any]:
+    """Return the `evaluation`, `baselines`, `paired` and `targets` parts of a summary.
+
+    Args:
+        evaluations: name -> episodes of the policy, of the policy at its targets, of the controllers.
+    """
+    policy = evaluations.get(POLICY, [])
+    targets = {name: rows for name, rows in evaluations.items() if name.startswith(AT_TARGET)}
+    baselines = {n: rows for n, rows in evaluations.items() if n != POLICY and n not in targets}
     return {
+        "targets": {name.removeprefix(AT_TARGET): _summaries(rows) for name, rows in targets.items()},
         "evaluation": _summaries(policy),
         "baselines": {name: _summaries(rows) for name, rows in baselines.items()},
         "paired": {name: _paired(policy, rows) for name, rows in baselines.items()} if policy else {},

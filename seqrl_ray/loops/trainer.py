@@ -24,7 +24,8 @@ from seqrl_ray.replay.pacing import Pacing
 from seqrl_ray.replay.restore import restore as restore_shards
 from seqrl_ray.replay.shard import ReplayShard
 from seqrl_ray.replay.snapshot import Snapshot
-from seqrl_ray.types import EpisodeEnd, Fragment, GroupSpec, SampleSpec, Trajectory, Weights
+from seqrl_ray.types import GroupSpec, SampleSpec, Weights
+from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory
 
 
 class FragmentSource(Protocol):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
-from seqrl_ray.networks.transformer import Activation, CausalTransformer, gpt2_init
+from seqrl_ray.networks.transformer import Activation, CausalTransformer, dropout_from, gpt2_init
 from seqrl_ray.types import GroupSpec
 
 Positions = Literal["timestep", "window", "none"]
@@ -109,7 +109,7 @@ class DecisionTransformerNet(nn.Module):
         action: Tensor,
         timestep: Tensor,
         at: Tensor | None = None,
-        dropout: float = 0.0,
+        dropout: tuple[float, int] | None = None,
     ) -> Tensor:
         """Map windows to what the head says at their steps, [B, K, A]; step k is a function of steps 0..k and
         not of its own action. With `return_bins`, the logits of the return's N bins stand behind that,
@@ -121,7 +121,7 @@ class DecisionTransformerNet(nn.Module):
             action: [B, K] int64 or [B, K, *action] float32.
             timestep: [B, K] int64 number of the decision in its episode.
             at: [B, Q] int64 steps to answer for instead of all; returns [B, Q, A].
-            dropout: of embeddings, attention and branches.
+            dropout: (share, seed) for embeddings, attention and branches; None = none.
         """
         steps = wanted.shape[1]
         taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
@@ -134,13 +134,15 @@ class DecisionTransformerNet(nn.Module):
         elif self.positions == "window":
             tokens = tokens + self.embed_position.weight[:steps, None]  # [B, K, 3, E]
         x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
-        x = nn.functional.dropout(self.embed_norm(x), dropout)  # [B, T, E]
+        drop = dropout_from(dropout, x.device)
+        x = drop(self.embed_norm(x))  # [B, T, E]
         asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
         if self.return_head is None:
-            return self.head(self.body(x, 3 * asked + 1, dropout))  # type: ignore[no-any-return]  # [B, Q, A]
+            return self.head(self.body(x, 3 * asked + 1, drop))  # type: ignore[no-any-return]  # [B, Q, A]
         both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2K] or [B, 2Q]
-        told = torch.arange(x.shape[1], device=x.device) % 3 != 1  # [T] every return is hidden from the rest
-        found = self.body(x, both, dropout, told)  # [B, 2Q, E]
+        token = torch.arange(x.shape[1], device=x.device)  # [T]
+        hears = (token % 3 != 1) & (token <= token[:, None])  # [T, T] every return is hidden from the rest
+        found = self.body(x, both, drop, hears)  # [B, 2Q, E]
         return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
-from seqrl_ray.networks.transformer import CausalTransformer
+from seqrl_ray.networks.transformer import CausalTransformer, dropout_from, keep_all
 from seqrl_ray.types import GroupSpec
 
 
@@ -108,7 +108,7 @@ class ElasticNet(nn.Module):
         action: Tensor,
         timestep: Tensor,
         at: Tensor | None = None,
-        dropout: float = 0.0,
+        dropout: tuple[float, int] | None = None,
     ) -> Expected:
         """Map windows to what is expected at their steps; step k is a function of steps 0..k (of the returns
         of steps 0 and k only) and, but for the next observation, not of its own action.
@@ -119,15 +119,16 @@ class ElasticNet(nn.Module):
             action: [B, K] int64 or [B, K, *action] float32.
             timestep: [B, K] int64 number of the decision in its episode.
             at: [B, Q] int64 steps to answer for instead of all.
-            dropout: of embeddings, attention and branches, in [0, 1).
+            dropout: (share, seed) for embeddings, attention and branches; None = none.
         """
         tokens, done, bins = self._embed(wanted, obs, action, timestep)  # [B, K, 3, E], [B, K, E], [B, K]
-        x = nn.functional.dropout(tokens.flatten(1, 2)[:, :-1], dropout)  # [B, T, E]
+        drop = dropout_from(dropout, tokens.device)
+        x = drop(tokens.flatten(1, 2)[:, :-1])  # [B, T, E]
         token = torch.arange(x.shape[1], device=x.device)  # [T]
         told = (token % 3 != 1) | (token == 1)  # [T]
         asked = torch.arange(wanted.shape[1], device=x.device) if at is None else at  # [K] or [B, Q]
         both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2 K] or [B, 2 Q]
-        x = self.body(x, both, dropout, told & (token <= token[:, None]))  # [B, 2 Q, E]
+        x = self.body(x, both, drop, told & (token <= token[:, None]))  # [B, 2 Q, E]
         sees, asks = x.unflatten(1, (-1, 2)).unbind(2)  # [B, Q, E] each
         chosen, surprise = self.action_head(asks), None  # [B, Q, A]
         if at is None and self.next_obs_head is not None:
@@ -166,7 +167,7 @@ class ElasticNet(nn.Module):
         when = (3 * place[:, None] + 2 * pair).flatten()  # [2 W]
         when = torch.cat([3 * begin + 1, when.expand(*start.shape[:2], -1)], 2)  # [B, R, T]
         hears = (whose[..., None] == whose[..., None, :]) & (when[..., None] >= when[..., None, :])
-        x = self.body(x.flatten(0, 1), 2 * end.flatten(0, 1), 0.0, hears.flatten(0, 1))  # [B R, 2, E]
+        x = self.body(x.flatten(0, 1), 2 * end.flatten(0, 1), keep_all, hears.flatten(0, 1))  # [B R, 2, E]
         long, short = x.unflatten(0, (-1, rows)).unbind(2)  # [B, R, E] each
         sees = torch.cat([long, short.flip(1)[:, odd:]], 1)  # [B, C, E] the middle one was there twice
         return self.best_return_head(sees).squeeze(-1), self.return_head(sees)

@@ -7,12 +7,16 @@ the right, behind every token that counts, so that the causal order alone hides 
 the last block queries and MLP run for the asked tokens only, because nobody reads the others. Who hears whom
 may also be told by a mask, at some cost.
 Dropout is an argument and not a mode: nothing here remembers whether it is training.
+Attention whose weights are dropped is computed as plain products: torch's fused kernel draws its own dropout,
+and on the CPU there is none that does.
 
 Dims: B batch, T tokens, Q asked tokens, E embedding, H heads.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,6 +25,32 @@ from torch.nn import functional
 
 Norm = Literal["pre", "post"]
 Activation = Literal["relu", "gelu"]
+Dropout = Callable[[Tensor], Tensor]
+"""Zeroes some elements of a tensor and scales the others so that the mean stays."""
+
+
+def keep_all(x: Tensor) -> Tensor:
+    """Return `x`: no dropout."""
+    return x
+
+
+def dropout_from(share_and_seed: tuple[float, int] | None, device: torch.device) -> Dropout:
+    """Return dropout that is a function of its arguments and of the calls made before; None = `keep_all`.
+
+    One 64-bit draw serves four elements: torch's Bernoulli takes several times longer on a CPU. The share
+    zeroed is therefore the nearest multiple of 2^-16, and the scale the one that belongs to it.
+    """
+    if share_and_seed is None:
+        return keep_all
+    share, seed = share_and_seed
+    random, zeroed = torch.Generator(device).manual_seed(seed), round(share * 65_536)
+
+    def drop(x: Tensor) -> Tensor:
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=device)
+        bits = words.random_(-(2**63), None, generator=random).view(torch.int16)[: x.numel()]
+        return x * ((bits.view(x.shape) >= zeroed - 32_768) * (65_536 / (65_536 - zeroed)))
+
+    return drop
 
 
 class Block(nn.Module):
@@ -35,28 +65,28 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(units, 4 * units), nn.Linear(4 * units, units)
 
     def forward(
-        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, hears: Tensor | None = None
+        self, x: Tensor, at: Tensor | None = None, dropout: Dropout = keep_all, hears: Tensor | None = None
     ) -> Tensor:
         """Map tokens [B, T, E] to [B, T, E], or to [B, Q, E] for the tokens `at`.
 
         Args:
             x: float32.
             at: [Q] or [B, Q] int64 token positions, ascending; None = all.
-            dropout: share of attention weights and of both branches' outputs that is zeroed, in [0, 1).
+            dropout: of attention weights and of both branches' outputs.
             hears: [T, T] or [B, T, T] bool, whether a token (row) hears another (column), at least one in
                 each row; None = itself and those before it.
         """
         pre = self.norm == "pre"
         heard = self._attend(self.norm1(x) if pre else x, at, dropout, hears)  # [B, Q, E]
         kept = x if at is None else take_tokens(x, at)  # [B, Q, E]
-        x = kept + functional.dropout(heard, dropout)  # [B, Q, E]
+        x = kept + dropout(heard)  # [B, Q, E]
         if not pre:
             x = self.norm1(x)
         branch = self.down(self.activation(self.up(self.norm2(x) if pre else x)))  # [B, Q, E]
-        x = x + functional.dropout(branch, dropout)  # [B, Q, E]
+        x = x + dropout(branch)  # [B, Q, E]
         return x if pre else self.norm2(x)
 
-    def _attend(self, x: Tensor, at: Tensor | None, dropout: float, hears: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, at: Tensor | None, dropout: Dropout, hears: Tensor | None) -> Tensor:
         """Return what the tokens `at` hear of those that they may hear, [B, Q, E]."""
         batch, tokens, units = x.shape
         shape = (batch, -1, self.heads, units // self.heads)
@@ -75,9 +105,7 @@ class Block(nn.Module):
                 mask = hears[at] if hears.dim() == 2 else take_tokens(hears, at)  # [Q, T] or [B, Q, T]
         if mask is not None and mask.dim() == 3:
             mask = mask[:, None]  # broadcasts to [B, H, Q, T]
-        heard = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-        )  # [B, H, Q, E/H]
+        heard = _attention(query, key, value, mask, dropout)  # [B, H, Q, E/H]
         return self.out(heard.transpose(1, 2).reshape(batch, -1, units))  # type: ignore[no-any-return]
 
 
@@ -101,7 +129,7 @@ class CausalTransformer(nn.Module):
         self.final = nn.LayerNorm(units) if norm == "pre" else nn.Identity()
 
     def forward(
-        self, x: Tensor, at: Tensor | None = None, dropout: float = 0.0, hears: Tensor | None = None
+        self, x: Tensor, at: Tensor | None = None, dropout: Dropout = keep_all, hears: Tensor | None = None
     ) -> Tensor:
         """Map tokens [B, T, E] to the states of all of them [B, T, E], or of the tokens `at` [B, Q, E].
 
@@ -110,6 +138,27 @@ class CausalTransformer(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, None, dropout, hears)
         return self.final(self.blocks[-1](x, at, dropout, hears))  # type: ignore[no-any-return]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: Dropout) -> Tensor:
+    """Return softmax(query key' / sqrt(E/H)) value, [B, H, Q, E/H].
+
+    Args:
+        query: [B, H, Q, E/H].
+        key: [B, H, T, E/H].
+        value: [B, H, T, E/H].
+        mask: bool, broadcasts to [B, H, Q, T], true = heard; None = Q is T, and the order is causal.
+        dropout: of the weights.
+    """
+    tokens = key.shape[2]
+    if dropout is keep_all:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
+    if mask is None:
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()  # [T, T]
+    scores = query @ (key / math.sqrt(key.shape[3])).transpose(2, 3)  # [B, H, Q, T]
+    return dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ value
 
 
 def gpt2_init(module: nn.Module) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from seqrl_ray.errors import ReplayError
-from seqrl_ray.types import Array, ArraySpec, GroupSpec, SampleSpec, Trajectory
+from seqrl_ray.types import Array, ArraySpec, GroupSpec, SampleSpec
+from seqrl_ray.types_env import Trajectory
 
 TERMINATED, TRUNCATED, FINAL = 1, 2, 4
 """Bits of the `flags` column, of the transition that starts at the row; FINAL marks a stream's last row."""

@@ -26,7 +26,8 @@ from seqrl_ray.replay.items import ItemRule, NewItems
 from seqrl_ray.replay.sampling import Mass, MassSampler, UniformSampler, check_priorities, global_weights
 from seqrl_ray.replay.snapshot import Snapshot
 from seqrl_ray.replay.store import Store
-from seqrl_ray.types import Array, Batch, FloatArray, GroupSpec, ItemIds, SampleSpec, Trajectory
+from seqrl_ray.types import Array, Batch, FloatArray, GroupSpec, ItemIds, SampleSpec
+from seqrl_ray.types_env import Trajectory
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]

@@ -24,7 +24,8 @@ from seqrl_ray.recipe_replay import Eviction
 from seqrl_ray.replay import columns as cols
 from seqrl_ray.replay.eviction import Allocator, Growth, Ring, Segments
 from seqrl_ray.replay.streams import Admission, Streams
-from seqrl_ray.types import Array, GroupSpec, SampleSpec, Trajectory
+from seqrl_ray.types import Array, GroupSpec, SampleSpec
+from seqrl_ray.types_env import Trajectory
 
 Int64Array = NDArray[np.int64]
 

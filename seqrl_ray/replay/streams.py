@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrl_ray.errors import ReplayError
-from seqrl_ray.types import Trajectory
+from seqrl_ray.types_env import Trajectory
 
 Int64Array = NDArray[np.int64]
 

@@ -46,7 +46,7 @@ def learning_curve(run: RunFolder) -> Drawing | None:
         for name, mean in baselines:
             axes.axhline(mean, color=colour(name), linewidth=1.1, linestyle=(0, (5, 2)))
         final = run.mean(POLICY)
-        end = float(max([*steps, *(p[0] for p in points)]))
+        end = float(max([*steps, *(p[0] for p in points), run.summary.get(_clock(run)) or 0]))
         if final is not None:
             shown.append(final)
             axes.plot(
@@ -60,17 +60,17 @@ def learning_curve(run: RunFolder) -> Drawing | None:
                 zorder=5,
             )
         _limits(axes, np.array(shown), log=metric.better < 0 and wants_log(np.array(shown)))
-        axes.set_xlim(0, end * 1.01)
+        axes.set_xlim(0, end * 1.01 or 1)
         label_lines(
             axes,
             [(f"{name} {number(mean)}", mean, colour(name)) for name, mean in baselines],
             height_in=HEIGHT_IN,
         )
-        axes.set_xlabel("environment steps")
+        axes.set_xlabel(_clock_name(run))
         axes.set_ylabel(metric.title)
         axes.xaxis.set_major_formatter(lambda value, _: _count(value))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
-        alt = f"{metric.label} over {number(end)} environment steps, {steps.size} training episodes."
+        alt = f"{metric.label} over {number(end)} {_clock_name(run)}, {steps.size} training episodes."
         if final is not None:
             alt += f" Final policy {with_unit(final, metric)}."
         grouped = ""
@@ -145,6 +145,15 @@ def _episodes(run: RunFolder) -> tuple[FloatArray, FloatArray]:
     return table[:, 0], table[:, 1]
 
 
+def _clock(run: RunFolder) -> str:
+    """What the x axis counts: updates where nothing was stepped, as in a run from data alone."""
+    return "env_steps" if any(row.get("env_steps") for row in run.evaluations) or run.episodes else "updates"
+
+
+def _clock_name(run: RunFolder) -> str:
+    return _clock(run).replace("env_", "environment ")
+
+
 def _scores(run: RunFolder) -> list[tuple[float, list[float]]]:
     found = []
     for row in run.evaluations:
@@ -152,12 +161,12 @@ def _scores(run: RunFolder) -> list[tuple[float, list[float]]]:
             continue
         scores = [v for e in row.get("episodes", ()) if (v := number_or_none(e.get(run.metric))) is not None]
         if scores:
-            found.append((float(row["env_steps"]), scores))
+            found.append((float(row[_clock(run)]), scores))
     return found
 
 
 def _evaluations(run: RunFolder) -> list[tuple[float, float, float]]:
-    """(environment steps, lowest, highest) of each evaluation of the policy on the way."""
+    """(steps, lowest, highest) of each evaluation of the policy on the way."""
     return [(at, min(scores), max(scores)) for at, scores in _scores(run)]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from seqrl_ray.report import learning, phases, system, traffic
+from seqrl_ray.report import conditioning, learning, phases, system, traffic
 from seqrl_ray.report.css import stylesheet
 from seqrl_ray.report.run_folder import POLICY, RunFolder
 from seqrl_ray.report.style import Drawing
 from seqrl_ray.report.tables import FAILURE_HEADS, ControllerRow, controller_rows, failure_rows, other_metrics
-from seqrl_ray.report.wording import comparisons, facts, headline, judged, warnings
+from seqrl_ray.report.wording import best_note, comparisons, facts, headline, judged, warnings
 
 Section = tuple[str, str, str]
 """Anchor, title, HTML."""
@@ -53,6 +53,9 @@ def _sections(run: RunFolder) -> list[Section]:
         ),
         ("seeds", "Seed by seed", _figure(learning.seed_by_seed(run), _missing(run, "evaluation/*.json"))),
     ]
+    if run.targets:
+        drawing = conditioning.conditioning(run)
+        sections.append(("targets", "Return asked for", _figure(drawing, "summary.json holds no return.")))
     if run.details or run.recipe.get("env", {}).get("kind") == "traffic":
         sections += _traffic(run)
     rates = _figure(system.rates(run), "metrics.jsonl holds no report rows.")
@@ -134,6 +137,8 @@ def _controllers(run: RunFolder) -> str:
         "or worse only where the 95 % interval of the difference on the same seeds excludes 0, else unclear; "
         "intervals are not adjusted for the number of comparisons.</p>"
     )
+    if note := best_note(run):
+        table += f'<p class="note">{escape(note)}</p>'
     heads, others = other_metrics(run)
     if others:
         cells = "".join(_plain_row(row) for row in others)

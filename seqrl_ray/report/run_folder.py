@@ -75,6 +75,10 @@ class RunFolder:
     failures: tuple[Row, ...] = ()
     stats: Mapping[str, Mapping[str, Stat]] = field(default_factory=dict)
     """Controller (`policy` among them) -> metric -> statistics over seeds."""
+    targets: Mapping[float, Mapping[str, Stat]] = field(default_factory=dict)
+    """Return asked for -> metric -> statistics over seeds, of `evaluation.targets`."""
+    best: Mapping[str, Stat] = field(default_factory=dict)
+    """Metric -> statistics of the best evaluation in between (never the headline); empty without one."""
     paired: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
     by_seed: Mapping[str, Mapping[int, Row]] = field(default_factory=dict)
     """Controller -> seed -> metrics of that episode."""
@@ -102,6 +106,11 @@ class RunFolder:
             if table and "lower_is_better" in table:
                 return bool(table["lower_is_better"])
         return False
+
+    @property
+    def data_returns(self) -> Interval | None:
+        """Lowest and highest return of the offline data."""
+        return _interval(self.summary.get("data_returns"))
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -143,6 +152,11 @@ def read_run(path: Path) -> RunFolder:
         evaluations=tuple(row for row in rows if row.get("kind") == "evaluation"),
         failures=tuple(failures),
         stats=_stats(summary),
+        targets={
+            float(target): {metric: _stat(v) for metric, v in table.items()}
+            for target, table in (summary.get("targets") or {}).items()
+        },
+        best={m: _stat(v) for m, v in (summary.get("best") or {}).items() if isinstance(v, Mapping)},
         paired={
             name: {metric: d for metric, v in metrics.items() if (d := _difference(v)) is not None}
             for name, metrics in _ordered(summary.get("paired") or {}).items()

@@ -29,8 +29,11 @@ class ControllerRow:
 
 
 def controller_rows(run: RunFolder) -> list[ControllerRow]:
-    """A row per controller, the policy first."""
-    return [_controller_row(run, name) for name in run.stats if run.metric in run.stats[name]]
+    """A row per controller, the policy first and its best evaluation in between behind it."""
+    rows = [_controller_row(run, name) for name in run.stats if run.metric in run.stats[name]]
+    if run.metric in run.best:
+        rows.insert(1 if rows and rows[0].name == POLICY else 0, _best_row(run))
+    return rows
 
 
 def other_metrics(run: RunFolder) -> tuple[list[str], list[list[str]]]:
@@ -62,7 +65,27 @@ def failure_rows(run: RunFolder) -> list[list[str]]:
     ]
 
 
+BEST = "best in between*"
+"""Name of the row that is no headline; `wording.best_note` is the footnote."""
 FAILURE_HEADS = ("what died", "at", "recovered after", "steps lost", "updates lost")
+
+
+def _best_row(run: RunFolder) -> ControllerRow:
+    stat = run.best[run.metric]
+    return ControllerRow(
+        name=BEST,
+        mean=number(stat.mean),
+        ci95=span(stat.ci95),
+        median=number(stat.median),
+        p95=number(stat.p95),
+        n=str(stat.n),
+        gridlocked=number(total(run.best.get("gridlocked"))),
+        safety_violations=number(total(run.best.get("safety_violations"))),
+        to_fixed="\u2013",
+        difference="",
+        difference_ci95="",
+        verdict="",
+    )
 
 
 def _controller_row(run: RunFolder, name: str) -> ControllerRow:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from seqrl_ray.report.run_folder import POLICY, RunFolder
 from seqrl_ray.report.tables import FAILURE_HEADS, controller_rows, failure_rows
-from seqrl_ray.report.wording import comparisons, facts, headline, judged, warnings
+from seqrl_ray.report.wording import best_note, comparisons, facts, headline, judged, warnings
 
 _PAINT = {"better": "green", "worse": "red"}
 _FACTS = (
@@ -30,6 +30,8 @@ def outcome(run: RunFolder) -> RenderableType:
     parts += [Text(f"! {warning}", style="yellow") for warning in warnings(run)]
     if run.stats:
         parts.append(_controllers(run))
+    if note := best_note(run):
+        parts.append(Text(note, style="dim"))
     known = dict(facts(run))
     figures = [f"{known[name]} {name}" for name in _FACTS if name in known]
     if figures:

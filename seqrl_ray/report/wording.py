@@ -180,6 +180,18 @@ def comparisons(run: RunFolder) -> list[str]:
     return sentences
 
 
+def best_note(run: RunFolder) -> str:
+    """What the row of the best evaluation in between is, and is not; empty where there is none."""
+    if run.metric not in run.best:
+        return ""
+    found = run.summary["best"]
+    after = f"{whole(found['updates'])} updates and {whole(found['env_steps'])} environment steps"
+    return (
+        f"* Not the headline: the best of {found['of']} evaluations in between (after {after}), chosen by "
+        "its own result on seeds of its own, which flatters it. The headline is the last policy."
+    )
+
+
 def warnings(run: RunFolder) -> list[str]:
     """What a reader must know before trusting the page."""
     found = list(run.notes)

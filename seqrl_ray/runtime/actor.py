@@ -22,7 +22,8 @@ from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.turns import Source
 from seqrl_ray.runtime.wire import GONE, pack_fragment, unpack
-from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+from seqrl_ray.types import GroupSpec, Weights
+from seqrl_ray.types_env import EpisodeEnd
 
 WEIGHTS_WAIT_S = 30.0
 """How long an actor waits for its first weights before it has the board looked at."""

@@ -35,16 +35,8 @@ from seqrl_ray.replay.sampling import Mass
 from seqrl_ray.replay.shard import ReplayShard
 from seqrl_ray.runtime.turns import Source, Turns
 from seqrl_ray.runtime.wire import pack, unpack
-from seqrl_ray.types import (
-    Array,
-    Batch,
-    FloatArray,
-    Fragment,
-    GroupSpec,
-    ItemIds,
-    SampleSpec,
-    Trajectory,
-)
+from seqrl_ray.types import Array, Batch, FloatArray, GroupSpec, ItemIds, SampleSpec
+from seqrl_ray.types_env import Fragment, Trajectory
 
 PATIENCE_S = 0.2
 """Longest time a call that waits for pacing is kept before it is answered anyway."""

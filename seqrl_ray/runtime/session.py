@@ -23,7 +23,8 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
 from seqrl_ray.runtime.wire import unpack
-from seqrl_ray.types import EpisodeEnd, GroupSpec, Weights
+from seqrl_ray.types import GroupSpec, Weights
+from seqrl_ray.types_env import EpisodeEnd
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError
 
-from seqrl_ray.types import Array, Fragment
+from seqrl_ray.types import Array
+from seqrl_ray.types_env import Fragment
 
 GONE = (RayActorError, ObjectLostError)
 """What a call ends with when its process, or the node that held its answer, has died."""

@@ -56,6 +56,7 @@ GROUPS = {
 BOX = GROUPS["box"]
 
 ACTION_KINDS: dict[str, tuple[str, ...]] = {
+    "behavior_cloning": ("discrete", "box"),
     "decision_transformer": ("discrete", "box"),
     "elastic_dt": ("discrete", "box"),
     "online_dt": ("discrete", "box"),

@@ -119,3 +119,12 @@ def test_ray_section_counts_both_sides() -> None:
     assert contestants["eager_8x16"]["updates_per_env_step"] == pytest.approx(1.0, abs=0.3)
     assert 0.5 < contestants["rllib_8"]["updates_per_env_step"] < 1.2
     assert all(ratio["of"][1] == "rllib_8" for ratio in result["sections"]["ray"]["ratios"].values())
+
+
+@pytest.mark.slow
+def test_sequence_compares_updates_and_windows() -> None:
+    result = run_benchmark("sequence", ["--quick"])
+    updates = result["sections"]["updates"]
+    assert updates["gflop_per_update"]["ours"] < updates["gflop_per_update"]["peer"]
+    assert updates["threads_2_dropout_0.1"]["ratio"] > 0.0
+    assert result["sections"]["windows"]["ratio"] > 1.0

@@ -34,20 +34,8 @@ from seqrl_ray.envs.traffic.sumo_rl_plugin import DistrictView, ObservationPlugi
 from seqrl_ray.errors import EnvError, did_you_mean
 from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import TrafficSettings
-from seqrl_ray.types import (
-    ActionSpec,
-    Array,
-    ArraySpec,
-    BoolArray,
-    EpisodeEnd,
-    FloatArray,
-    GroupSpec,
-    IntArray,
-    OpenEpisode,
-    SeedStream,
-    Step,
-    VectorStep,
-)
+from seqrl_ray.types import ActionSpec, Array, ArraySpec, BoolArray, FloatArray, GroupSpec, IntArray
+from seqrl_ray.types_env import EpisodeEnd, OpenEpisode, SeedStream, Step, VectorStep
 
 
 class TrafficEnv:

@@ -22,7 +22,8 @@ from seqrl_ray.envs.traffic.simulation import district_options, episode_of
 from seqrl_ray.errors import EnvError
 from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import TrafficSettings
-from seqrl_ray.types import ActionSpec, ArraySpec, OpenEpisode
+from seqrl_ray.types import ActionSpec, ArraySpec
+from seqrl_ray.types_env import OpenEpisode
 
 
 def replay(

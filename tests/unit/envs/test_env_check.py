@@ -10,7 +10,8 @@ from seqrl_ray.envs.check import check_env, random_actions
 from seqrl_ray.envs.make import make_env
 from seqrl_ray.envs.seeds import EpisodeSeeds
 from seqrl_ray.recipe_env import GymSettings, PettingZooSettings, PolicySettings
-from seqrl_ray.types import ActionSpec, ArraySpec, EpisodeEnd, GroupSpec, Slot, Step, VectorStep
+from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
+from seqrl_ray.types_env import EpisodeEnd, Step, VectorStep
 
 HERE = Path(__file__).parent
 P = {"p": PolicySettings()}

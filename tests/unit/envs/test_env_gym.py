@@ -14,7 +14,7 @@ from seqrl_ray.envs.seeds import EpisodeSeeds, FixedSeeds
 from seqrl_ray.errors import EnvError, RecipeError
 from seqrl_ray.loops.run_folder import RunFolder
 from seqrl_ray.recipe_env import GymSettings, PolicySettings
-from seqrl_ray.types import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd
 
 HERE = Path(__file__).parent
 P = {"p": PolicySettings()}

@@ -15,7 +15,7 @@ from seqrl_ray.envs.traffic.safety import Command
 from seqrl_ray.errors import EnvError, RecipeError
 from seqrl_ray.recipe_env import PolicySettings
 from seqrl_ray.recipe_traffic import MAPS, TrafficSettings
-from seqrl_ray.types import VectorStep
+from seqrl_ray.types_env import VectorStep
 
 Maker = Callable[..., TrafficEnv]
 

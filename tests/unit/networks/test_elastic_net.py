@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqrl_ray.networks.elastic_dt import ElasticNet
-from seqrl_ray.networks.transformer import CausalTransformer
+from seqrl_ray.networks.transformer import CausalTransformer, keep_all
 from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
 
 OBS, ACT, BINS = 5, 3, 12
@@ -77,17 +77,17 @@ def test_hidden_tokens_are_heard_by_nobody_and_hear_the_others(norm: Any) -> Non
     body, x = CausalTransformer(16, 2, 4, norm=norm), torch.randn(3, 9, 16)
     seen = torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
     hears = seen & torch.ones(9, 9, dtype=torch.bool).tril()
-    whole = body(x, None, 0.0, hears)
+    whole = body(x, None, keep_all, hears)
     same(whole[:, seen], body(x[:, seen]))  # as if the hidden ones were not there
     for hidden in (~seen).nonzero().flatten().tolist():
         changed = x.clone()
         changed[:, hidden] = x[:, hidden].flip(-1)
-        differs = (body(changed, None, 0.0, hears) - whole).abs().amax((0, 2)) > 1e-6
+        differs = (body(changed, None, keep_all, hears) - whole).abs().amax((0, 2)) > 1e-6
         assert differs.nonzero().flatten().tolist() == [hidden]  # its own, through the residual stream
         earlier = x.clone()
         earlier[:, 0] = x[:, 0].flip(-1)
-        assert not torch.allclose(body(earlier, None, 0.0, hears)[:, hidden], whole[:, hidden])
-    same(body(x, None, 0.0, torch.ones(9, 9, dtype=torch.bool).tril()), body(x))
+        assert not torch.allclose(body(earlier, None, keep_all, hears)[:, hidden], whole[:, hidden])
+    same(body(x, None, keep_all, torch.ones(9, 9, dtype=torch.bool).tril()), body(x))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -97,13 +97,13 @@ def test_asked_tokens_hear_what_they_hear_in_the_whole(norm: Any) -> None:
     hears = (torch.rand(3, 9, 9) < 0.4) | torch.eye(9, dtype=torch.bool)
     rows = torch.arange(3)[:, None]
     for mask in (hears, hears[0]):
-        whole = body(x, None, 0.0, mask)
+        whole = body(x, None, keep_all, mask)
         every, own = torch.tensor([0, 2, 5, 8]), torch.tensor([[2, 3], [8, 6], [0, 5]])
-        same(body(x, every, 0.0, mask), whole[:, every])
-        same(body(x, own, 0.0, mask), whole[rows, own])
+        same(body(x, every, keep_all, mask), whole[:, every])
+        same(body(x, own, keep_all, mask), whole[rows, own])
     order = torch.tensor([3, 8, 0, 2, 1, 7, 5, 4, 6])  # the mask alone says what comes before what
-    turned = body(x[:, order], None, 0.0, hears[:, order][:, :, order])
-    same(turned, body(x, None, 0.0, hears)[:, order])
+    turned = body(x[:, order], None, keep_all, hears[:, order][:, :, order])
+    same(turned, body(x, None, keep_all, hears)[:, order])
 
 
 @pytest.mark.parametrize("kind", GROUPS)

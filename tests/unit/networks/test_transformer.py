@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from seqrl_ray.networks.decision_transformer import DecisionTransformerNet
-from seqrl_ray.networks.transformer import Block, CausalTransformer
+from seqrl_ray.networks.transformer import Block, CausalTransformer, dropout_from, keep_all
 from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
 
 OBS, ACT, STEPS_MAX = 5, 3, 50
+CPU = torch.device("cpu")
 BOX = GroupSpec(
     "shared",
     (Slot(0, "agent", OBS, 0),),
@@ -223,4 +224,34 @@ def test_a_step_sees_its_past_and_nothing_else(positions: Any) -> None:
 def test_dropout_keeps_the_mean_and_is_off_by_default() -> None:
     net, x = DecisionTransformerNet(Shape(layers=1), BOX, ACT), windows(2, 6)
     torch.testing.assert_close(net(**x), net(**x), atol=0, rtol=0)
-    assert not torch.allclose(net(**x, dropout=0.5), net(**x, dropout=0.5))
+    torch.testing.assert_close(net(**x, dropout=(0.5, 1)), net(**x, dropout=(0.5, 1)), atol=0, rtol=0)
+    assert not torch.allclose(net(**x, dropout=(0.5, 1)), net(**x, dropout=(0.5, 2)))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_scales_the_rest(share: float) -> None:
+    kept = dropout_from((share, 0), CPU)(torch.full((1_000, 1_001), 3.0))
+    found = (kept == 0).double().mean(0)  # [1001]
+    assert abs(found.mean() - share) < 5 * (share * (1 - share) / 1e6) ** 0.5
+    assert abs(found.std() / (share * (1 - share) / 1e3) ** 0.5 - 1) < 0.1  # as independent draws vary
+    torch.testing.assert_close(kept.max(), torch.tensor(3.0 / (1 - share)), rtol=2e-4, atol=0)
+    assert set(kept.unique().tolist()) == {0.0, kept.max().item()}
+
+
+def test_dropout_lets_gradients_pass_where_values_do_and_goes_on_with_each_call() -> None:
+    x = torch.randn(9, requires_grad=True)
+    y = dropout_from((0.5, 3), CPU)(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach() / x.detach())
+    drop = dropout_from((0.5, 3), CPU)
+    assert not torch.equal(drop(torch.ones(64)), drop(torch.ones(64)))
+    assert dropout_from(None, CPU)(x) is x
+
+
+def test_attention_in_plain_products_is_the_fused_one() -> None:
+    body, x, at = CausalTransformer(16, 2, 4), torch.randn(3, 11, 16), torch.tensor([[1], [10], [5]])
+    told = (torch.arange(11) % 3 != 1) & torch.ones(11, 11, dtype=torch.bool).tril()
+    for asked in (None, at):
+        for seen in (None, told):
+            plain = body(x, asked, lambda weights: weights, seen)  # drops nothing, but could
+            torch.testing.assert_close(plain, body(x, asked, keep_all, seen), atol=1e-6, rtol=1e-5)

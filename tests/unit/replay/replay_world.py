@@ -12,7 +12,8 @@ import numpy as np
 
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.replay import ReplayShard
-from seqrl_ray.types import ActionSpec, ArraySpec, ColumnSpec, GroupSpec, SampleSpec, Slot, Trajectory
+from seqrl_ray.types import ActionSpec, ArraySpec, ColumnSpec, GroupSpec, SampleSpec, Slot
+from seqrl_ray.types_env import Trajectory
 
 ACTIONS = 3
 Key = tuple[str, int, int, int]

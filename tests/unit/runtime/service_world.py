@@ -10,7 +10,8 @@ from ray.exceptions import RayActorError
 
 from seqrl_ray.api import read_recipe
 from seqrl_ray.runtime.replay_service import ShardServer
-from seqrl_ray.types import ActionSpec, ArraySpec, Fragment, GroupSpec, SampleSpec, Slot, Trajectory
+from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, SampleSpec, Slot
+from seqrl_ray.types_env import Fragment, Trajectory
 
 GROUP = GroupSpec(
     "shared", (Slot(0, "agent", 4, 2),), ArraySpec((4,), "float32"), ActionSpec("discrete", n=2)
