@@ -46,7 +46,8 @@ LEARNER_KEYS = (
     "publish_every_s, report_every_s, threads, updates_per_call"
 )
 TOP_KEYS = (
-    "actors, algorithm, description, env, evaluation, folder, learner, name, policies, replay, seed, stop"
+    "actors, algorithm, data, description, env, evaluation, folder, learner, name, phase, policies, replay, "
+    "seed, stop"
 )
 
 
@@ -212,7 +213,8 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
     "unknown algorithm": (
         ["mine.toml", "algorithm.name=dobule_dqn"],
         "algorithm.name='dobule_dqn' is not an algorithm. Did you mean \"double_dqn\"? "
-        "Known: double_dqn, dqn, random, sac, toy_recurrent, toy_window.",
+        "Known: behavior_cloning, decision_transformer, double_dqn, dqn, elastic_dt, online_dt, random, sac, "
+        "toy_recurrent, toy_window.",
     ),
     "algorithm and actions do not fit": (
         ["mine.toml", "env.id=Pendulum-v1"],
