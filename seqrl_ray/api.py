@@ -232,7 +232,7 @@ def _run(
     began = time.monotonic()
     if checkpoint is None:
         check_new(path)
-    recipe = _with_data(recipe, local=local, address=address, quiet=quiet)
+        recipe = _with_data(recipe, local=local, address=address, quiet=quiet)
     plan = preflight(recipe, checkpoint)
     driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))

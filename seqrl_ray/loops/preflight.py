@@ -18,7 +18,7 @@ from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import training_env
 from seqrl_ray.loops.judge import check_targets, names
 from seqrl_ray.loops.learner import Learner
-from seqrl_ray.loops.offline import open_data
+from seqrl_ray.loops.offline import locate, open_data
 from seqrl_ray.loops.trainer import make_pacing
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
@@ -58,7 +58,8 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     small = recipe.model_copy(update={"actors": one_copy, "learner": eager})
     with closing(training_env(small, 0, 0)) as env:
         groups, lints = dict(env.groups), tuple(getattr(env, "lints", ()))
-    offline = open_data(recipe, groups)
+    # A checkpoint holds the data's rows: the dataset itself may be gone by then.
+    offline = open_data(recipe, groups) if checkpoint is None or locate(recipe) else None
     learner = Learner(small, groups)
     if checkpoint is not None:
         checkpoints.verify(checkpoint)

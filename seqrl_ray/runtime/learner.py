@@ -66,6 +66,7 @@ class RemoteSource:
         self.back: list[int] = []
         self._awaited: set[int] = set()
         self._heard: set[int] = set()  # actors that have answered once
+        self._new: set[int] = set()  # actors that were never asked
         self._calls: dict[Any, tuple[int, float]] = {}  # call -> (actor, sent at)
         self._sent_versions: dict[int, dict[str, tuple[int, int]]] = {}
         self._weights: dict[str, Weights] = {}
@@ -77,6 +78,7 @@ class RemoteSource:
         self.actors[index] = actor
         self._sent_versions.pop(index, None)
         self._heard.discard(index)
+        self._new.add(index)
         if replacement:
             self._awaited.add(index)
 
@@ -89,8 +91,10 @@ class RemoteSource:
 
     def poll(self) -> Sequence[tuple[str, Fragment]]:
         """Return the fragments that are ready, waiting a tenth of a second at most."""
-        for index in self.actors:  # in lock-step asked only now, with the weights just offered
+        # In lock-step all are asked only now, with the weights just offered; else those that never were.
+        for index in list(self.actors) if self.recipe.actors.in_flight == 1 else self._new:
             self._arm(index)
+        self._new.clear()
         if not self._calls:
             time.sleep(0.02)
             return []

@@ -166,3 +166,12 @@ def test_noise_replaces_so_many_actions(tmp_path: Path, data: Path) -> None:
     drawn = found[1.0].columns["action"][~found[1.0].columns["final"]].mean()
     assert 0.4 < drawn < 0.6
     assert found[0.0].meta["policy"] == str(run)
+
+
+def test_a_run_is_resumed_without_its_dataset(tmp_path: Path) -> None:
+    data = small_data(tmp_path / "data")
+    recipe = recipe_file(tmp_path, data, phases=OFFLINE)
+    api.train(recipe, ["stop.updates=10"], run_dir=tmp_path / "run", local=True, quiet=True)
+    data.rename(tmp_path / "elsewhere")
+    result = api.resume(tmp_path / "run", ["stop.updates=0"], local=True, quiet=True)
+    assert result.summary["status"] == "completed" and result.summary["updates"] == 22
