@@ -85,8 +85,16 @@ def group_for(name: str, wanted: str = "vector") -> GroupSpec:
     return GROUPS[wanted] if drives(name, GROUPS[wanted]) else fits[0]
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"units": 16, "layers": 2, "heads": 2, "window_steps": 8}
+    for name in ("decision_transformer", "elastic_dt", "online_dt")
+}
+"""Sizes: the contract holds at any, and the default ones take minutes."""
+
+
 def build(name: str, group: GroupSpec, seed: int = 0, **kwargs: Any) -> Algorithm:
-    return make_algorithm(name, settings_class(name)(**kwargs), group, seed=seed)
+    settings = settings_class(name)(**{**SMALL.get(name, {}), **kwargs})
+    return make_algorithm(name, settings, group, seed=seed)
 
 
 def legal_of(
