@@ -1,7 +1,8 @@
 """The whole system in one process, without Ray: the debugger, the reference, the unit of the tests.
 
 The same rollout, shards, learner and trainer that the Ray runtime spreads over processes run here in turn.
-With a seed the run is a function of its recipe, and a run that is saved and resumed goes on bit for bit.
+With a seed the run is a function of its recipe, and a run that is saved and resumed goes on bit for bit
+(large networks: under the same `learner.threads`, because torch's sums follow the number of threads).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.loops import checkpoints
@@ -42,6 +45,8 @@ class LocalSession:
                 "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local."
             )
         self.recipe = recipe
+        if recipe.learner.threads != "auto":
+            torch.set_num_threads(int(recipe.learner.threads))
         if resume is not None:
             checkpoints.verify(resume)
             self.incarnation = int(checkpoints.load(resume, "supervisor")["incarnations"]["0"])

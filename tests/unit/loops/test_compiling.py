@@ -30,6 +30,8 @@ OVERRIDES = (
 class Fake:
     """Stands for a FlatLearner: each update call is U updates that take as long as the clock is told."""
 
+    compiles = True
+
     def __init__(self, clock: list[float], eager_s: float, compiled_s: float) -> None:
         self.clock, self.eager_s, self.compiled_s = clock, eager_s, compiled_s
         self.fused: object | None = None
