@@ -15,12 +15,10 @@ Dims: S slots, B batch, K window steps, A actions or action dimensions, N return
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seqrl_ray.algorithms.decision_transformer_settings import DecisionTransformerSettings
 from seqrl_ray.algorithms.flat_learner import Forward, Terms
@@ -37,7 +35,8 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
         state = self.extend(state, inputs)
         score = self.ask(state, self.network)[:, 0]  # [S, A (+ N)]
         if self.settings.return_quantile:
-            state.wanted[np.arange(len(score)), state.used - 1] = self._best(score[:, self.scores :])
+            best = self.best_return(score[:, self.scores :], self.settings.return_quantile)  # [S]
+            state.wanted[np.arange(len(score)), state.used - 1] = best
             score = self.ask(state, self.network)[:, 0, : self.scores]  # [S, A]
         return self.decide(score.cpu().numpy(), inputs, mode), state, {}
 
@@ -47,23 +46,6 @@ class DecisionTransformer(SequenceLearner[DecisionTransformerSettings]):
         """
         score = self.windows(online, minibatch)  # [B, K, A (+ N)]
         loss = self.action_loss(score[..., : self.scores], minibatch)  # [B, K]
-        if not self.settings.return_quantile:
-            return self.terms(loss, minibatch, {})
-        low, width = self._bins()
-        earned = torch.where(minibatch.valid, cast(Tensor, minibatch.return_to_go), 0.0)  # [B, K]
-        bins = ((earned - low) / width).long().clamp(0, self.settings.return_bins - 1)  # [B, K]
-        said = score[..., self.scores :].transpose(1, 2)  # [B, N, K]
-        return self.terms(loss + functional.cross_entropy(said, bins, reduction="none"), minibatch, {})
-
-    def _bins(self) -> tuple[float, float]:
-        """Return where the first bin begins, and the width of each."""
-        known = [*self.facts["return_range"].tolist(), 0.0]
-        return min(known), ((max(known) - min(known)) or 1.0) / self.settings.return_bins
-
-    def _best(self, logits: Tensor) -> Array:
-        """Return the middle of the highest bin that the return reaches with the chance 1 - quantile, [S]."""
-        reached = logits.softmax(-1).flip(-1).cumsum(-1).flip(-1)  # [S, N] chance of this bin or a higher one
-        likely = reached >= 1.0 - self.settings.return_quantile  # [S, N], true up to the bin looked for
-        low, width = self._bins()
-        best: Array = low + width * (likely.sum(-1).clamp(min=1).cpu().numpy() - 0.5)  # [S]
-        return best
+        if self.settings.return_quantile:
+            loss = loss + self.return_loss(score[..., self.scores :], minibatch)  # [B, K]
+        return self.terms(loss, minibatch, {})

@@ -5,6 +5,7 @@ Source: Zheng, Zhang and Grover (2022), arXiv:2202.05607. Minimises -(log-likeli
 the actions in windows, with lambda driven so that the entropy holds its target; returns-to-go come from the
 rewards really earned, whatever return was asked for when acting (hindsight). Actors ask for
 `online_target_return` and draw actions; evaluation asks for `target_return` and takes tanh(mean).
+With `return_quantile` the network itself says which return to ask for, as in `decision_transformer`.
 Departs from it: the entropy's mean is over valid steps only; discrete actions, with their exact entropy; the
 network as `networks/decision_transformer.py` says (no action token after the last step). LAMB (You et al.
 2020, arXiv:1904.00962) as NVIDIA's version: bias-corrected, decay inside the trust ratio, one ratio per
@@ -45,6 +46,7 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
     ) -> None:
         super().__init__(settings, group, network, device=device, seed=seed)
         dims = 1 if group.action.kind == "discrete" else group.action.column.size
+        self._raw = self.scores if group.action.kind == "discrete" else 2 * self.scores
         self._target_entropy = settings.target_entropy_per_dim * dims
         self._temperature = slice(*next(places for name, places in self._places() if name == TEMPERATURE))
 
@@ -59,7 +61,12 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         if mode == "explore":
             inputs = replace(inputs, slot_params={"target_return": inputs.slot_params["explore"]})
         state = self.extend(state, inputs)
-        raw = self.ask(state, self.network)[:, 0]  # [S, A or 2 A]
+        raw, keys = self.ask(state, self.network)[:, 0], self.settings  # [S, A or 2 A (+ N)]
+        if keys.return_quantile:
+            quantile = keys.online_return_quantile if mode == "explore" else keys.return_quantile
+            best = self.best_return(raw[:, self._raw :], quantile)  # [S]
+            state.wanted[np.arange(len(raw)), state.used - 1] = best
+            raw = self.ask(state, self.network)[:, 0, : self._raw]  # [S, A or 2 A]
         if self.network.discrete:
             return self.decide(raw.cpu().numpy(), inputs, mode), state, {}
         policy = self.network.gaussian(raw)
@@ -81,6 +88,7 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
     def loss(self, online: Forward, target: Forward, minibatch: WindowTensors[Tensor]) -> Terms:
         """Return each step's loss of the policy, and of the temperature, which share no gradient."""
         raw, valid = self.windows(online, minibatch), minibatch.valid  # [B, K, ...], [B, K]
+        raw, said = raw[..., : self._raw], raw[..., self._raw :]  # [B, K, A or 2 A], [B, K, 0 or N]
         temperature = online().exp()  # [1]
         if self.network.discrete:
             error = self.action_loss(raw, minibatch)  # [B, K]
@@ -99,6 +107,8 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         shown = {"entropy": entropy, "negative_log_likelihood": error}
         means = {n: torch.where(valid, v.detach(), 0.0).sum() / count for n, v in shown.items()}
         loss = error - temperature.detach() * entropy + dual  # [B, K]
+        if self.settings.return_quantile:
+            loss = loss + self.return_loss(said, minibatch)  # [B, K]
         return terms._replace(loss=loss, metrics={**means, "temperature": temperature.detach().squeeze()})
 
     def apply(

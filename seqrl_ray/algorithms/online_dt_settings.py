@@ -28,6 +28,15 @@ class OnlineDtSettings(Settings):
 
     target_return: float = key(0.0, "return asked for in evaluation, fixed before training", mutable=True)
     online_target_return: float = key(0.0, "return that actors ask for", mutable=True)
+    return_quantile: float = key(
+        0.0,
+        "above 0: in evaluation the network itself says which return to ask for, this quantile of what the "
+        "data earned from there; target_return is then not used",
+        ge=0.0,
+        lt=1.0,
+    )
+    online_return_quantile: float = key(0.95, "the quantile that actors ask for then", gt=0.0, lt=1.0)
+    return_bins: int = key(64, "bins of the returns that the quantiles are read from", ge=2, le=10_000)
     return_scale: float = key(1000.0, "returns are divided by this before they are seen", gt=0.0)
     gamma: float = key(1.0, "discount of the returns", gt=0.0, le=1.0)
     normalise_obs: bool = key(True, "standardise vector observations by the statistics of the data")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -240,6 +240,27 @@ class SequenceLearner(Imitator[SettingsT]):
         valid, legal = minibatch.valid, minibatch.legal  # [B, K], [B, K, A]
         legal = None if legal is None else legal | ~valid[..., None]
         return self.imitation_loss(score, seen(minibatch.action, valid), legal)
+
+    # Of networks that predict the return as logits of bins over the data's range, stretched to hold 0:
+
+    def return_loss(self, said: Tensor, minibatch: WindowTensors[Tensor]) -> Tensor:
+        """Return the cross-entropy of each step's return-to-go with logits [B, K, N], [B, K]."""
+        low, width = self._bins()
+        earned = torch.where(minibatch.valid, cast(Tensor, minibatch.return_to_go), 0.0)  # [B, K]
+        bins = ((earned - low) / width).long().clamp(0, self.keys.return_bins - 1)  # [B, K]
+        return functional.cross_entropy(said.transpose(1, 2), bins, reduction="none")  # [B, K]
+
+    def best_return(self, logits: Tensor, quantile: float) -> FloatArray:
+        """Return the middle of the highest bin that the return reaches with the chance 1 - quantile, [S]."""
+        reached = logits.softmax(-1).flip(-1).cumsum(-1).flip(-1)  # [S, N] chance of this bin or a higher one
+        low, width = self._bins()
+        best: FloatArray = (reached >= 1.0 - quantile).sum(-1).clamp(min=1).cpu().numpy() - 0.5  # [S]
+        return low + width * best
+
+    def _bins(self) -> tuple[float, float]:
+        """Return where the first bin begins, and the width of each."""
+        known = [*self.facts["return_range"].tolist(), 0.0]
+        return min(known), ((max(known) - min(known)) or 1.0) / self.keys.return_bins
 
     def terms(self, loss: Tensor, minibatch: WindowTensors[Tensor], metrics: dict[str, Tensor]) -> Terms:
         """Return how the losses [B, K] of the steps count; a window's priority is their mean."""

@@ -308,6 +308,14 @@ def pacing_row(pacing: Mapping[str, Pacing]) -> dict[str, Any]:
     return row
 
 
+def longest_episode_steps(recipe: Recipe) -> int | None:
+    """Return the most decisions that the recipe lets an episode have; None = it does not say."""
+    env = recipe.env
+    if env.kind == "traffic":
+        return (env.end_s - env.begin_s) // env.decision_s
+    return getattr(env, "max_episode_steps", None)
+
+
 def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int, *, paced: bool = True) -> Pacing:
     """Make the pacing of one policy.
 
@@ -321,7 +329,7 @@ def make_pacing(recipe: Recipe, spec: SampleSpec, slots: int, *, paced: bool = T
     burst = -(-(recipe.actors.fragment_steps + ahead) * slots // spec.period_steps)
     if spec.returns or recipe.replay.sampler in ("by_length", "by_return"):
         # An item waits for its episode's end: one insert may release whole episodes, or all that is stored.
-        longest = getattr(recipe.env, "max_episode_steps", None)
+        longest = longest_episode_steps(recipe)
         rows = recipe.replay.capacity_steps if longest is None else (longest + 1) * slots
         burst = -(-min(rows, recipe.replay.capacity_steps) // spec.period_steps)
     return Pacing(

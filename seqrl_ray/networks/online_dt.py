@@ -30,7 +30,8 @@ class OnlineNet(nn.Module):
         self._range = (settings.log_std_min, settings.log_std_max)
         actions = group.action.n if self.discrete else group.action.column.size
         outputs = actions if self.discrete else 2 * actions
-        self.policy = DecisionTransformerNet(settings, group, outputs)
+        bins = settings.return_bins if settings.return_quantile else 0
+        self.policy = DecisionTransformerNet(settings, group, outputs, return_bins=bins)
         with torch.no_grad():
             for part in torch.split(self.policy.head.weight, actions):
                 nn.init.orthogonal_(part)
@@ -38,8 +39,8 @@ class OnlineNet(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor([math.log(settings.initial_temperature)]))
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Return logits [B, Q, A], or means and raw log deviations [B, Q, 2 A], see `DecisionTransformerNet`;
-        without inputs, the log temperature [1].
+        """Return logits [B, Q, A], or means and raw log deviations [B, Q, 2 A], and behind them those of the
+        return's bins, see `DecisionTransformerNet`; without inputs, the log temperature [1].
         """
         if not inputs:
             return self.log_temperature

@@ -144,3 +144,25 @@ def test_everything_learned_goes_through_a_checkpoint() -> None:
         a.update(batch, a.hparams(0.0)).priorities, b.update(batch, b.hparams(0.0)).priorities
     )
     np.testing.assert_array_equal(a.weights(), b.weights())
+
+
+@pytest.mark.parametrize(("quantile", "best"), [(0.4, 0.5), (0.6, 1.5), (0.79, 1.5), (0.9, 2.5), (0.96, 3.5)])
+def test_best_return_is_the_highest_that_is_likely_enough(quantile: float, best: float) -> None:
+    algorithm = build(return_quantile=0.5, return_bins=4)
+    algorithm.facts["return_range"] = np.array([1.0, 4.0], np.float32)  # stretched to hold 0: bins of 1
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    assert algorithm.best_return(logits, quantile) == pytest.approx([best])
+
+
+@pytest.mark.parametrize("group", ["box", "vector"])
+def test_generated_returns_are_asked_for_and_learned(group: str) -> None:
+    algorithm = build(group, return_quantile=0.5, online_return_quantile=0.999, learning_rate=1e-2)
+    algorithm.facts["return_range"] = np.array([-3.0, 3.0], np.float32)
+    batch = feed(make_batch(algorithm.sample_spec(), GROUPS[group], seed=3), "cpu")
+    losses = [algorithm.update(batch, algorithm.hparams(0.0)).metrics["loss"] for _ in range(30)]
+    assert losses[-1] < losses[0]
+    inputs = act_input(algorithm, GROUPS[group], seed=0)
+    fresh = algorithm.initial_state(len(GROUPS[group].slots))
+    asked = {mode: algorithm.act(inputs, fresh, mode)[1].wanted[:, 0] for mode in ("greedy", "explore")}
+    assert (asked["explore"] >= asked["greedy"]).all() and (asked["explore"] > asked["greedy"]).any()
+    assert ((asked["explore"] <= 3.0) & (asked["greedy"] >= -3.0)).all()

@@ -255,3 +255,19 @@ def test_attention_in_plain_products_is_the_fused_one() -> None:
         for seen in (None, told):
             plain = body(x, asked, lambda weights: weights, seen)  # drops nothing, but could
             torch.testing.assert_close(plain, body(x, asked, keep_all, seen), atol=1e-6, rtol=1e-5)
+
+
+def test_returns_are_predicted_unseen_and_reach_their_own_action_only() -> None:
+    net, x = DecisionTransformerNet(Shape(heads=4), BOX, ACT, return_bins=7), windows(3, 9)
+    before = net(**x)
+    assert before.shape == (3, 9, ACT + 7)
+    other = {**x, "wanted": x["wanted"].clone()}
+    other["wanted"][:, 4] += 5.0
+    after = net(**other)
+    torch.testing.assert_close(after[..., ACT:], before[..., ACT:], atol=0, rtol=0)  # no return says another
+    changed = (after[..., :ACT] - before[..., :ACT]).abs().amax((0, 2)) > 1e-6  # [K]
+    assert changed.nonzero().flatten().tolist() == [4]
+    seen = {**x, "obs": x["obs"].clone()}
+    seen["obs"][:, 4] += 1.0
+    moved = (net(**seen)[..., ACT:] - before[..., ACT:]).abs().amax((0, 2)) > 1e-6
+    assert moved.tolist() == [False] * 4 + [True] * 5
