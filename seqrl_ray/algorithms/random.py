@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from seqrl_ray.algorithms.random_settings import RandomSettings
 from seqrl_ray.errors import CheckpointError, RecipeError
-from seqrl_ray.types import ActInput, Array, DataFacts, GroupSpec, IntArray, Mode, SampleSpec, Update
+from seqrl_ray.types import (
+    ActInput,
+    ActionSpec,
+    Array,
+    DataFacts,
+    GroupSpec,
+    IntArray,
+    Mode,
+    SampleSpec,
+    Update,
+)
 
 
 class Random:
@@ -53,17 +63,7 @@ class Random:
 
     def act(self, inputs: ActInput, state: None, mode: Mode) -> tuple[Array, None, Mapping[str, Array]]:
         """Draw one action per slot, in both modes."""
-        action, slots = self.group.action, len(inputs.obs)
-        if action.kind == "box":
-            low, high = (
-                np.asarray(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high)
-            )
-            drawn = inputs.rng.random((slots, *action.shape), dtype=np.float32)  # [S, *action]
-            return np.clip(low + drawn * (high - low), low, high), None, {}
-        if inputs.legal is None:
-            return inputs.rng.integers(0, action.n, slots), None, {}
-        scores = np.where(inputs.legal, inputs.rng.random((slots, action.n)), -1.0)  # [S, A]
-        return scores.argmax(1), None, {}
+        return uniform_actions(self.group.action, inputs), None, {}
 
     def hparams(self, progress: float) -> dict[str, float]:
         """Have no hyper-parameters."""
@@ -118,3 +118,16 @@ def _expect_empty(what: str, values: Mapping[str, Any]) -> None:
             f"{what} holds {', '.join(sorted(values))}, random has no state: it belongs to another "
             "algorithm. Load it into the recipe it was made with."
         )
+
+
+def uniform_actions(action: ActionSpec, inputs: ActInput) -> Array:
+    """Draw one legal action per slot, [S] int64, or one point of the box, [S, *action] float32."""
+    slots = len(inputs.obs)
+    if action.kind == "box":
+        low, high = (np.asarray(b, np.float32).reshape(action.shape) for b in (action.low, action.high))
+        drawn = inputs.rng.random((slots, *action.shape), dtype=np.float32)  # [S, *action]
+        return np.clip(low + drawn * (high - low), low, high)
+    if inputs.legal is None:
+        return inputs.rng.integers(0, action.n, slots)
+    best: Array = np.where(inputs.legal, inputs.rng.random((slots, action.n)), -1.0).argmax(1)  # [S]
+    return best

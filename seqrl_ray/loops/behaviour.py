@@ -1,7 +1,7 @@
 """Who acts while data is collected: a trained policy, or a rule of the environment, with noise if asked for.
 
-Both stand where a rollout expects an algorithm; they act and do nothing else.
-Dims: S slots, A actions.
+It stands where a rollout expects an algorithm; it acts and does nothing else.
+Dims: S slots.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.algorithms.random import uniform_actions
 from seqrl_ray.types import ActInput, Array, GroupSpec, Mode, SampleSpec
 from seqrl_ray.types_env import VectorEnv
 
@@ -52,16 +53,5 @@ class Collecting:
         if self._behaviour.noise:
             other = inputs.rng.random(len(action)) < self._behaviour.noise  # [S]
             action = np.array(action, copy=True)
-            action[other] = self._drawn(inputs)[other]
+            action[other] = uniform_actions(self._group.action, inputs)[other]
         return action, state, {}
-
-    def _drawn(self, inputs: ActInput) -> Array:
-        """Uniform actions [S, ...], legal ones where there is a mask."""
-        spec, slots = self._group.action, len(inputs.obs)
-        if spec.kind == "box":
-            low, high = (np.asarray(b, np.float32).reshape(spec.shape) for b in (spec.low, spec.high))
-            return low + inputs.rng.random((slots, *spec.shape), np.float32) * (high - low)
-        if inputs.legal is None:
-            return inputs.rng.integers(0, spec.n, slots)
-        drawn: Array = np.where(inputs.legal, inputs.rng.random((slots, spec.n)), -1.0).argmax(1)  # [S]
-        return drawn

@@ -22,29 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
-from seqrl_ray.networks.transformer import Activation, CausalTransformer, dropout_from, gpt2_init
+from seqrl_ray.networks.transformer import (
+    Activation,
+    CausalTransformer,
+    TransformerSettings,
+    dropout_from,
+    gpt2_init,
+)
 from seqrl_ray.types import GroupSpec
 
 Positions = Literal["timestep", "window", "none"]
 
 
-class DecisionTransformerSettings(Protocol):
+class DecisionTransformerSettings(TransformerSettings, Protocol):
     """The keys of an algorithm's settings that shape this network."""
-
-    @property
-    def units(self) -> int:
-        """Width E."""
-        ...
-
-    @property
-    def layers(self) -> int:
-        """Blocks."""
-        ...
-
-    @property
-    def heads(self) -> int:
-        """Attention heads."""
-        ...
 
     @property
     def activation(self) -> Activation:
@@ -60,12 +51,6 @@ class DecisionTransformerSettings(Protocol):
     def positions(self) -> Positions:
         """What is added to the tokens of a step."""
         ...
-
-    @property
-    def max_timesteps(self) -> int:
-        """Rows of the timestep table; later decisions share the last one."""
-        ...
-
 
 class DecisionTransformerNet(nn.Module):
     """Embeds three tokens per step, runs the transformer, and maps each observation's token to `outputs`."""

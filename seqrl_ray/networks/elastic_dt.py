@@ -29,32 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
-from seqrl_ray.networks.transformer import CausalTransformer, dropout_from, keep_all
+from seqrl_ray.networks.transformer import (
+    CausalTransformer,
+    TransformerSettings,
+    dropout_from,
+    keep_all,
+)
 from seqrl_ray.types import GroupSpec
 
 
-class ElasticDtSettings(Protocol):
+class ElasticDtSettings(TransformerSettings, Protocol):
     """The keys of an algorithm's settings that shape this network."""
-
-    @property
-    def units(self) -> int:
-        """Width E."""
-        ...
-
-    @property
-    def layers(self) -> int:
-        """Blocks."""
-        ...
-
-    @property
-    def heads(self) -> int:
-        """Attention heads."""
-        ...
-
-    @property
-    def max_timesteps(self) -> int:
-        """Rows of the timestep table; later decisions share the last one."""
-        ...
 
     @property
     def return_bins(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,30 @@ def dropout_from(share_and_seed: tuple[float, int] | None, device: torch.device)
         return x * ((bits.view(x.shape) >= zeroed - 32_768) * (65_536 / (65_536 - zeroed)))
 
     return drop
+
+
+class TransformerSettings(Protocol):
+    """The keys of an algorithm's settings that shape every network of tokens."""
+
+    @property
+    def units(self) -> int:
+        """Width E."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+        ...
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        ...
+
+    @property
+    def max_timesteps(self) -> int:
+        """Rows of the timestep table; later decisions share the last one."""
+        ...
 
 
 class Block(nn.Module):

@@ -255,7 +255,8 @@ class TrafficEnv:
 
     def _run(self, commands: list[Command]) -> None:
         """Simulate one decision, showing each command in its second."""
-        start_s, length_s = self._simulation.now_s, self._settings.decision_s
+        s, start_s = self._settings, self._simulation.now_s
+        length_s = s.decision_s
         samples = self._rewards.sample_times_s
         at: dict[int, list[Command]] = {}
         for command in commands:
@@ -266,20 +267,28 @@ class TrafficEnv:
             offset = min(stops)
             stops.remove(offset)
             self._simulation.run_to(start_s + offset)
-            for command in at.get(offset, ()):
-                waits = command.clears and any(map(self._vehicles, command.clears))
-                if waits and self._safety.held(command, offset):
-                    self._simulation.show([replace(command, state=command.meanwhile)])
-                    at.setdefault(offset + 1, []).append(command)
-                    stops.add(offset + 1)
-                else:
-                    self._simulation.show([command])
+            due = at.get(offset, [])
+            self._simulation.show(self._held(due, offset, at, stops) if s.red_extension_s else due)
             if offset in samples:
                 self._sensors.refresh()
                 self._rewards.sample()
         if length_s not in samples:
             self._sensors.refresh()
         self._safety.advance(self._simulation.now_s)
+
+    def _held(
+        self, due: list[Command], offset: int, at: dict[int, list[Command]], stops: set[int]
+    ) -> list[Command]:
+        """Return what to show now; a green that waits for vehicles inside is due again a second later."""
+        shown = []
+        for command in due:
+            waits = any(map(self._vehicles, command.clears))
+            if waits and self._safety.held(command, offset):
+                at.setdefault(offset + 1, []).append(command)
+                stops.add(offset + 1)
+                command = replace(command, state=command.meanwhile)
+            shown.append(command)
+        return shown
 
     def _raw_reward(self) -> FloatArray:
         if self._reward_plugin is None:
