@@ -218,6 +218,11 @@ class Recipe(Settings):
                 f"stop.env_steps={self.stop.env_steps} with phases {kinds}: a phase with actors needs it, "
                 "and nothing else can spend it. Set stop.env_steps, or change [[phase]]."
             )
+        if self.data is not None and self.data.online_best_steps and self.replay.eviction == "fifo_steps":
+            raise ValueError(
+                f"data.online_best_steps={self.data.online_best_steps} with replay.eviction='fifo_steps', "
+                "which lets single steps go: episodes could not leave whole. Set it to 'fifo_episodes'."
+            )
         if self.colocated_only and (self.replay.wiring == "service" or self.replay.shards > 1):
             raise ValueError(
                 f"[data] or alternating with replay.wiring={self.replay.wiring!r}, "

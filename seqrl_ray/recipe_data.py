@@ -39,6 +39,13 @@ class DataSettings(Settings):
     )
     max_episodes: int | None = key(None, "use the first episodes only", unit="episodes", ge=1)
     min_return: float | None = key(None, "use episodes of at least this return only", unit="return")
+    online_best_steps: int | None = key(
+        None,
+        "when acting begins only the best episodes by return stay in replay, up to so many decisions; needs "
+        "a replay.eviction of whole episodes",
+        unit="steps",
+        ge=1,
+    )
 
 
 class PhaseSettings(Settings):

@@ -201,7 +201,9 @@ class DataFacts:
     obs_mean: FloatArray  # [*policy_obs] over all decisions
     obs_std: FloatArray  # [*policy_obs]
     return_min: float
+    """Lowest return from a decision to the episode's end, under the algorithm's discount."""
     return_max: float
+    """Highest; both of whole episodes where the algorithm reads no returns."""
 
 
 T = TypeVar("T")

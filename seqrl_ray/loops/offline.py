@@ -16,6 +16,7 @@ from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.data.dataset import Dataset, obs_mean_std, select, trajectories
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.replay.columns import FINAL
 from seqrl_ray.replay.shard import ReplayShard
 from seqrl_ray.types import DataFacts, GroupSpec, IntArray
 
@@ -35,10 +36,14 @@ class Offline:
         """Rows in the store."""
         return int(self.dataset.episode_rows[self.episodes].sum())
 
-    def facts(self) -> DataFacts:
-        """What an algorithm may know of it."""
+    def facts(self, shard: ReplayShard) -> DataFacts:
+        """What an algorithm may know of it, once `shard` holds it."""
         mean, std = obs_mean_std(self.dataset, self.episodes)
-        return DataFacts(mean, std, *self.return_range())
+        if not shard.spec.returns:
+            return DataFacts(mean, std, *self.return_range())
+        columns, rows = shard.store.columns, shard.store.live_rows()
+        earned = columns["return_to_go"][rows[columns["flags"][rows] != FINAL]]  # [decisions]
+        return DataFacts(mean, std, float(np.nanmin(earned)), float(np.nanmax(earned)))
 
     def return_range(self) -> tuple[float, float]:
         """Lowest and highest return of an episode."""
@@ -111,7 +116,6 @@ def load_into(offline: Offline, shard: ReplayShard, algorithm: Algorithm) -> int
     Action masks are the environment's business: those of data that was collected under a mask are left out
     where the run's own environment has none, and every action counts as legal where only the run has them.
     """
-    algorithm.prepare(offline.facts())
     items = 0
     for chunk in trajectories(offline.dataset, episodes=offline.episodes, policy_id=shard.group.policy_id):
         columns = {name: column for name, column in chunk.columns.items() if name != "legal"}
@@ -119,4 +123,5 @@ def load_into(offline: Offline, shard: ReplayShard, algorithm: Algorithm) -> int
             every = np.ones((chunk.rows, shard.group.action.n), np.bool_)  # [R, A]
             columns["legal"] = chunk.columns.get("legal", every)
         items += shard.insert(replace(chunk, columns=columns)).items
+    algorithm.prepare(offline.facts(shard))
     return items

@@ -210,7 +210,13 @@ class Trainer:
             counters.owed_updates -= updates
 
     def _begin_online(self) -> None:
-        """Count samples per insert from here on: what the data gave and took is no part of the ratio."""
+        """Count samples per insert from here on: what the data gave and took is no part of the ratio. When
+        acting begins, let go of the data that is not wanted any more.
+        """
+        best = self.recipe.data.online_best_steps if self.recipe.data is not None else None
+        if best is not None and not self.offline:
+            for shard in self.shards.values():
+                shard.keep_best(best)
         for pacing in self.pacing.values():
             pacing.retune(self.recipe.replay.samples_per_insert, self.recipe.replay.band_items)
 

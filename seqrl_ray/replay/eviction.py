@@ -145,6 +145,23 @@ class Segments:
         """Rows in use."""
         return self._capacity - len(self._free)
 
+    def keep_best(self, rows: int, total: Callable[[list[int]], float]) -> Int64Array:
+        """Free the rows of closed segments, those of the lowest total first, until at most `rows` are in use
+        or nothing is closed; returns them.
+        """
+        chains = [self._chain(entry[2]) for entry in self._closed]
+        freed: list[int] = []
+        for _, place in sorted((total(chain), place) for place, chain in enumerate(chains)):
+            if self.used - len(freed) <= rows:
+                break
+            freed += chains[place]
+            chains[place] = []
+        kept = zip(self._closed, chains, strict=True)
+        self._closed = [entry for entry, chain in kept if chain]
+        heapq.heapify(self._closed)
+        self._free += reversed(freed)
+        return np.array(freed, np.int64)
+
     def state(self) -> dict[str, Any]:
         """Free rows and segments."""
         return {

@@ -265,6 +265,13 @@ class ReplayShard:
         """Close a dead writer's open streams as cut; returns how many there were."""
         return self.store.writer_gone(writer)
 
+    def keep_best(self, rows: int) -> int:
+        """Let the episodes of the lowest return go until at most `rows` rows are stored; returns the rows
+        that left. See `Store.keep_best`.
+        """
+        self._counters.version += 1
+        return self.store.keep_best(rows)
+
     def begin_snapshot(self, folder: Path) -> Snapshot:
         """Freeze the present version; its `write_slice` is then called between other calls until it returns
         True.

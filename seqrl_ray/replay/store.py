@@ -146,6 +146,22 @@ class Store:
         self._close(cut)
         return int(cut.size)
 
+    def keep_best(self, rows: int) -> int:
+        """Evict whole closed episodes, those of the lowest return first, until at most `rows` rows are in
+        use; returns the rows evicted.
+
+        Raises: ReplayError: this store evicts steps, not episodes.
+        """
+        if not isinstance(self._allocator, Segments):
+            raise ReplayError(
+                f"eviction={self._eviction!r} lets single steps leave, keep_best whole episodes. Set "
+                "replay.eviction='fifo_episodes'."
+            )
+        reward = self.columns["reward"]
+        freed = self._allocator.keep_best(rows, lambda chain: float(reward[chain].sum(dtype=np.float64)))
+        self._evict(freed)
+        return int(freed.size)
+
     def live_rows(self) -> Int64Array:
         """Rows that hold something, ascending."""
         return np.flatnonzero(self.offset >= 0)

@@ -79,6 +79,29 @@ def test_online_begins_after_offline_and_counts_its_samples_from_there(tmp_path:
     running.close()
 
 
+@pytest.mark.parametrize("phases", [OFFLINE + ALTERNATING, ALTERNATING])
+def test_only_the_best_episodes_are_left_when_acting_begins(tmp_path: Path, data: Path, phases: str) -> None:
+    keys = ("stop.env_steps=100", "actors.in_flight=1", "data.online_best_steps=150")
+    running = session(tmp_path, data, *keys, "replay.eviction=fifo_episodes", phases=phases)
+    dataset, shard = Dataset.open(data), running.trainer.shards["shared"]
+    while running.trainer.offline:
+        assert shard.store.used == dataset.rows  # offline all of it
+        running.trainer.turn()
+    shard.check()
+    assert 150 - 61 < shard.store.used <= 150  # no more than the longest episode is missing
+    best = np.sort(dataset.returns())[::-1]
+    length = np.cumsum(best + 1)  # CartPole: an episode has as many decisions as its return, and a last row
+    assert shard.store.used == length[np.searchsorted(length, 150, side="right") - 1]
+    running.close()
+
+
+def test_returns_are_learned_in_the_range_of_returns_to_go(tmp_path: Path, data: Path) -> None:
+    running = session(tmp_path, data, "algorithm.gamma=0.5", phases=OFFLINE)
+    low, high = running.trainer.learner.algorithms["shared"].learned()["return_range"]
+    assert low == 1.0 and 1.9 < high <= 2.0  # the last decision's, and the sum of a long series of halves
+    running.close()
+
+
 def test_alternating_learns_so_often_per_episode(tmp_path: Path, data: Path) -> None:
     keys = ("stop.env_steps=400", "actors.in_flight=1")
     running = session(tmp_path, data, *keys, phases=OFFLINE + ALTERNATING)
@@ -94,6 +117,7 @@ def test_stopped_in_either_phase_and_resumed_it_goes_on_bit_for_bit(
     tmp_path: Path, data: Path, stop_at: int
 ) -> None:
     keys = ("stop.env_steps=300", "actors.in_flight=1", "replay.sampler=prioritised")
+    keys += ("data.online_best_steps=200", "replay.eviction=fifo_episodes")
     learned = []
     for stops in (False, True):
         folder = tmp_path / str(stops)
@@ -121,6 +145,7 @@ def test_stopped_in_either_phase_and_resumed_it_goes_on_bit_for_bit(
         (["replay.shards=2"], "only the learner's own shard"),
         (["replay.wiring=service"], "only the learner's own shard"),
         (["stop.env_steps=50"], "nothing else can spend it"),
+        (["data.online_best_steps=9"], "episodes could not leave whole"),
         (["phase.0.updates=0"], "an offline phase ends after its updates"),
         (["phase.0.kind=online"], "Give updates to offline phases only"),
         (["phase.0.kind=sideways"], "phase.0.kind"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_world import Oracle, life, name_of, shard, trajectory
+from replay_world import Oracle, life, name_of, reward_of, shard, trajectory
 
 from seqrl_ray.errors import RecipeError, ReplayError
 from seqrl_ray.types import SampleSpec
@@ -213,3 +213,32 @@ def test_a_stream_whose_tail_was_evicted_goes_on_without_joining_what_took_its_p
         assert s.insert(fragment).items == oracle.insert(fragment)
         s.check()
         assert live_names(s) == oracle.live()
+
+
+def test_the_best_episodes_stay_and_the_store_goes_on():
+    held = shard(SampleSpec("windows", window_steps=4, returns=True), eviction="fifo_episodes")
+    whole = [(slot, episode, 0, 20) for slot in range(4) for episode in range(3)]
+    held.insert(trajectory(whole))
+    held.insert(trajectory([(0, 3, 0, 1)]))  # an open one, which must stay
+    totals = {
+        (s, e): (sum(float(reward_of(s, e, t)) for t in range(life(s, e))), life(s, e) + 1)
+        for s, e, _, _ in whole
+    }
+    best, rows = sorted(totals, key=lambda k: -totals[k][0])[:5], 1
+    rows += sum(totals[k][1] for k in best)
+    before = held.store.used
+    assert held.keep_best(rows) == before - rows
+    held.check()
+    kept = {name_of(held.store.columns["obs"][row])[0][2:] for row in held.store.live_rows().tolist()}
+    assert kept == {*best, (0, 3)}
+    assert held.items == rows - 1 - len(best)  # every decision of whole episodes, no final row
+    assert held.keep_best(rows) == 0
+    held.insert(trajectory([(s, e, 0, 20) for s in range(4) for e in range(4, 9)], "v"))
+    held.check()
+    assert held.keep_best(0) == held.store.used + held.store.evicted_rows - (before - rows) - 1
+    assert held.store.used == 1  # what is open is no episode yet
+
+
+def test_single_steps_cannot_be_ranked():
+    with pytest.raises(ReplayError, match="fifo_episodes"):
+        shard().keep_best(10)
