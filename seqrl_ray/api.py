@@ -108,7 +108,8 @@ def evaluate(
     Returns: {"evaluation", "baselines", "paired", "targets"} as in `summary.json`, plus "env_steps" of the
         checkpoint.
     """
-    from seqrl_ray.loops.judge import chunk_size, final_jobs, play_jobs
+    from seqrl_ray.loops import checkpoints
+    from seqrl_ray.loops.judge import before_acting, chunk_size, final_jobs, play_jobs, playable
     from seqrl_ray.loops.run_folder import open_run, summaries
 
     folder = open_run(Path(run))
@@ -118,7 +119,9 @@ def evaluate(
     count = episodes or recipe.evaluation.episodes
     jobs = final_jobs(recipe, episodes=count, seed=seed, chunk=chunk_size(recipe, count, workers))
     steps, weights = checkpoint_weights(folder, recipe)
-    ends = play_jobs(recipe, jobs, weights, workers=workers)
+    newest = checkpoints.latest(folder / "checkpoints")
+    weights |= before_acting(checkpoints.pretrained_weights(newest))
+    ends = play_jobs(recipe, playable(jobs, weights), weights, workers=workers)
     rows = {
         name: [{"seed": e.seed, "steps": e.steps, **e.metrics} for e in part] for name, part in ends.items()
     }

@@ -33,9 +33,7 @@ def stream_seed(recipe: Recipe, *key: int) -> int:
     return int(np.random.SeedSequence(recipe.seed, spawn_key=key).generate_state(1)[0]) >> 1
 
 
-def training_env(
-    recipe: Recipe, actor: int, incarnation: int, controller: str | None = None
-) -> VectorEnv:
+def training_env(recipe: Recipe, actor: int, incarnation: int, controller: str | None = None) -> VectorEnv:
     """Make the environment of one actor; a replacement (a later incarnation) gets new episodes."""
     return make_env(
         recipe.env,
@@ -81,9 +79,7 @@ def algorithms(
     }
 
 
-def rollout(
-    recipe: Recipe, actor: int, incarnation: int, behaviour: Behaviour | None = None
-) -> Rollout:
+def rollout(recipe: Recipe, actor: int, incarnation: int, behaviour: Behaviour | None = None) -> Rollout:
     """Make the rollout of one actor: its environment, its copies of the algorithms, its random stream.
 
     Args:

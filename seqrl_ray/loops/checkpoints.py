@@ -154,6 +154,16 @@ def acting_weights(folder: Path) -> dict[str, Weights]:
     return {p: Weights(p, 0, 0, state["acting"], progress=1.0) for p, state in policies.items()}
 
 
+def pretrained_weights(folder: Path) -> dict[str, Weights]:
+    """Return policy id -> the weights that its offline phase ended with; none where there was no such phase
+    or it is not over.
+
+    Raises: CheckpointError: the checkpoint is damaged.
+    """
+    kept = load(folder, "trainer").get("pretrained", {})  # the service wiring has no phases
+    return {p: Weights(p, 0, 0, flat, progress=1.0) for p, flat in kept.items()}
+
+
 def _vouched_for(path: Path, folder: Path) -> bool:
     """Whether a replay snapshot's own manifest lists this file: then we vouch for that manifest."""
     return path.parent != folder and path.name != MANIFEST and (path.parent / MANIFEST).is_file()

@@ -24,6 +24,8 @@ from seqrl_ray.types_env import EpisodeEnd, VectorEnv, VectorStep
 
 POLICY = "policy"
 """Name of the trained policy among the controllers."""
+PRETRAINED = "pretrained"
+"""Name of the policy as it was when its offline phase ended and acting began, among the controllers."""
 AT_TARGET = f"{POLICY} at "
 """Begins the name of the policy where it is asked for one of `evaluation.targets`."""
 

@@ -19,7 +19,7 @@ from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.envs.make import controllers
 from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.loops.build import algorithms, held_out_seeds
-from seqrl_ray.loops.evaluate import AT_TARGET, POLICY, evaluate
+from seqrl_ray.loops.evaluate import AT_TARGET, POLICY, PRETRAINED, evaluate
 from seqrl_ray.recipe import Recipe, policy_algorithm
 from seqrl_ray.settings import mutable_keys
 from seqrl_ray.types import GroupSpec, Weights
@@ -39,7 +39,8 @@ class Job:
 
 
 def names(recipe: Recipe) -> tuple[str, ...]:
-    """Who is judged at the end of a run: the policy, then the recipe's controllers.
+    """Who is judged at the end of a run: the policy, what it was before it acted where a run begins offline,
+    then the recipe's controllers.
 
     Raises: RecipeError: the environment has no such controller.
     """
@@ -50,7 +51,8 @@ def names(recipe: Recipe) -> tuple[str, ...]:
                 f"evaluation.controllers={name!r} is not a controller of this environment."
                 f"{did_you_mean(name, offered)} Offered: {', '.join(offered)}."
             )
-    return (POLICY, *recipe.evaluation.controllers)
+    before = (PRETRAINED,) if recipe.offline_updates and recipe.stop.env_steps else ()
+    return (POLICY, *before, *recipe.evaluation.controllers)
 
 
 def check_targets(recipe: Recipe) -> None:
@@ -89,6 +91,19 @@ def final_jobs(
     ]
 
 
+def before_acting(weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Return the weights that an offline phase ended with under the names that `play_job` looks for."""
+    return {f"{PRETRAINED}/{policy_id}": own for policy_id, own in weights.items()}
+
+
+def playable(jobs: Sequence[Job], weights: Mapping[str, Weights]) -> list[Job]:
+    """Return the jobs for which there are weights: a run stopped in its offline phase has none from before it
+    acted.
+    """
+    pretrained = any(name.startswith(f"{PRETRAINED}/") for name in weights)
+    return [job for job in jobs if job.name != PRETRAINED or pretrained]
+
+
 def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
     """Seeds per job that keep `workers` busy: few where an episode is long (SUMO)."""
     if workers <= 1 or recipe.env.kind != "traffic":
@@ -97,11 +112,14 @@ def chunk_size(recipe: Recipe, episodes: int, workers: int) -> int:
 
 
 def play_job(recipe: Recipe, job: Job, weights: Mapping[str, Weights]) -> list[EpisodeEnd]:
-    """Play one job in this process."""
+    """Play one job in this process; `weights`: policy id -> its weights, and those of `before_acting`."""
     hparams = {} if job.target_return is None else {"target_return": job.target_return}
+    trained = job.target_return is not None or job.name == PRETRAINED
+    if job.name == PRETRAINED:
+        weights = {policy_id: weights[f"{PRETRAINED}/{policy_id}"] for policy_id in recipe.policies}
     return evaluate(
         recipe,
-        job.name if job.target_return is None else POLICY,
+        POLICY if trained else job.name,
         job.seeds,
         algorithms=partial(with_weights, recipe, weights, hparams=hparams),
         details=job.details,
@@ -121,7 +139,7 @@ def play_jobs(
     Args:
         recipe: says the environment.
         jobs: from `final_jobs`.
-        weights: the policy's.
+        weights: as for `play_job`.
         workers: processes; 0 = this process.
         on_job: called as each job ends.
     """

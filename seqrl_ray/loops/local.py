@@ -20,7 +20,7 @@ from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import SHARDS, rollout, stream_seed
 from seqrl_ray.loops.drive import Advance, Failure
 from seqrl_ray.loops.evaluate import POLICY
-from seqrl_ray.loops.judge import Job, chunk_size, play_jobs
+from seqrl_ray.loops.judge import Job, before_acting, chunk_size, play_jobs, playable
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.loops.trainer import LocalSource, make_trainer
@@ -109,8 +109,9 @@ class LocalSession:
         """Close the training environment and play the final jobs."""
         self.rollout.close()
         weights = self.trainer.learner.all_weights(self.trainer.progress)
+        weights |= before_acting(self.trainer.pretrained)
         workers = (os.cpu_count() or 1) if self.recipe.env.kind == "traffic" else 0
-        jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
+        jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)
         return play_jobs(
             self.recipe, jobs, weights, workers=workers, on_job=lambda job: on_job(job, len(jobs))
         )

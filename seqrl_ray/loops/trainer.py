@@ -120,6 +120,8 @@ class Trainer:
     lag: LagCounter = field(default_factory=LagCounter)
     finished: list[Finished] = field(default_factory=list)
     saving: Saving | None = None
+    pretrained: Mapping[str, Weights] = field(default_factory=dict)
+    """Policy id -> the weights that the offline phase ended with; none before that, or without one."""
 
     @property
     def progress(self) -> float:
@@ -211,12 +213,14 @@ class Trainer:
 
     def _begin_online(self) -> None:
         """Count samples per insert from here on: what the data gave and took is no part of the ratio. When
-        acting begins, let go of the data that is not wanted any more.
+        acting begins, keep the weights to compare with, and let go of the data that is not wanted any more.
         """
         best = self.recipe.data.online_best_steps if self.recipe.data is not None else None
         if best is not None and not self.offline:
             for shard in self.shards.values():
                 shard.keep_best(best)
+        if self.recipe.offline_updates and not self.offline:
+            self.pretrained = self.learner.all_weights(self.progress)
         for pacing in self.pacing.values():
             pacing.retune(self.recipe.replay.samples_per_insert, self.recipe.replay.band_items)
 
@@ -292,6 +296,7 @@ class Trainer:
             "lag": {str(k): v for k, v in self.lag.counts.items()},
             "pacing": {policy_id: pacing.state() for policy_id, pacing in self.pacing.items()},
             "learner": self.learner.state(),
+            "pretrained": {policy_id: weights.flat for policy_id, weights in self.pretrained.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -301,6 +306,7 @@ class Trainer:
         for policy_id, saved in state["pacing"].items():
             self.pacing[policy_id].restore(saved)
         self.learner.restore(state["learner"])
+        self.pretrained = {p: Weights(p, 0, 0, flat, 1.0) for p, flat in state.get("pretrained", {}).items()}
 
 
 def pacing_row(pacing: Mapping[str, Pacing]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class DecisionTransformerSettings(TransformerSettings, Protocol):
         """What is added to the tokens of a step."""
         ...
 
+
 class DecisionTransformerNet(nn.Module):
     """Embeds three tokens per step, runs the transformer, and maps each observation's token to `outputs`."""
 

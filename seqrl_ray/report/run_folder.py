@@ -25,7 +25,9 @@ Row = Mapping[str, Any]
 Interval = tuple[float, float]
 
 POLICY = "policy"
-CONTROLLERS = (POLICY, "fixed", "actuated", "max_pressure", "occupancy", "greedy", "random")
+PRETRAINED = "pretrained"
+"""The policy as it was when its offline phase ended and acting began."""
+CONTROLLERS = (POLICY, PRETRAINED, "fixed", "actuated", "max_pressure", "occupancy", "greedy", "random")
 """The known names, in the order in which every table and plot shows them; others follow by alphabet."""
 
 DETAIL_COLUMNS = {

@@ -28,6 +28,7 @@ PALETTE = {  # CSS variable -> (light, dark); light colours must differ, they ar
     "grid": ("#dde2e8", "#333c48"),
     "paper": ("#fefefe", "#151a21"),
     "policy": ("#0b62c4", "#6db3ff"),
+    "pretrained": ("#3f6f9f", "#8fb8e0"),
     "fixed": ("#b84f14", "#f29a63"),
     "actuated": ("#7a5c00", "#d8b648"),
     "max-pressure": ("#0f7b5f", "#4fcfa8"),

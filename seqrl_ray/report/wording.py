@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seqrl_ray.report.run_folder import POLICY, Difference, RunFolder, Stat, number_or_none
+from seqrl_ray.report.run_folder import (
+    POLICY,
+    PRETRAINED,
+    Difference,
+    RunFolder,
+    Stat,
+    number_or_none,
+)
 
 MINUS, NARROW = "\u2212", "\u202f"
 """A real minus sign; a thin space that does not break."""
@@ -118,9 +125,13 @@ def verdict(difference: Difference | None, metric: Metric) -> str:
 
 
 def best_rule(run: RunFolder) -> str | None:
-    """The baseline with the best mean of the judging metric (random play is no rule), or None."""
+    """The baseline with the best mean of the judging metric (neither random play nor the policy's own
+    past is a rule), or None.
+    """
     better = judged(run).better
-    means = {n: m for n in run.baselines if n != "random" and (m := run.mean(n)) is not None}
+    means = {
+        n: m for n in run.baselines if n not in ("random", PRETRAINED) and (m := run.mean(n)) is not None
+    }
     return max(means, key=lambda name: better * means[name]) if means else None
 
 
@@ -155,11 +166,14 @@ def headline(run: RunFolder) -> str:
 
 
 def comparisons(run: RunFolder) -> list[str]:
-    """A sentence per comparison that matters: with the best rule, the fixed plan, or random play."""
+    """A sentence per comparison that matters: with the best rule, the fixed plan, or random play; with what
+    the policy was before it acted.
+    """
     metric = judged(run)
     chosen = [name for name in (best_rule(run), "fixed") if name is not None and name in run.baselines]
     if not chosen and "random" in run.baselines:
         chosen = ["random"]
+    chosen += [PRETRAINED] if PRETRAINED in run.baselines else []
     sentences = []
     for name in dict.fromkeys(chosen):
         difference = run.paired.get(name, {}).get(run.metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from seqrl_ray.errors import SeqrlError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Failure
 from seqrl_ray.loops.evaluate import POLICY
-from seqrl_ray.loops.judge import Job, chunk_size
+from seqrl_ray.loops.judge import Job, before_acting, chunk_size, playable
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
 from seqrl_ray.runtime.wire import unpack
-from seqrl_ray.types import GroupSpec, Weights
+from seqrl_ray.types import GroupSpec
 from seqrl_ray.types_env import EpisodeEnd
 
 
@@ -233,10 +233,11 @@ class RaySession:
         self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
     ) -> dict[str, list[EpisodeEnd]]:
         """End the training processes and play the final jobs, with the weights of the last checkpoint."""
-        weights: Mapping[str, Weights] = checkpoints.acting_weights(checkpoints.latest(self.root))
+        newest = checkpoints.latest(self.root)
+        weights = checkpoints.acting_weights(newest) | before_acting(checkpoints.pretrained_weights(newest))
         self.close()
         workers = self.placement.workers
-        jobs = jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers))
+        jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)
 
         def played(job: Job) -> None:
             self._played(job)

@@ -97,9 +97,7 @@ def _fingerprint(traceback: str) -> str:
 class Supervisor:
     """Makes and ends the processes of one run."""
 
-    def __init__(
-        self, recipe: Recipe, *, actor_cpus: float, behaviour: Behaviour | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, *, actor_cpus: float, behaviour: Behaviour | None = None) -> None:
         self.recipe = recipe
         self.behaviour = behaviour
         self.actor_cpus = actor_cpus
@@ -122,9 +120,7 @@ class Supervisor:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
         self.incarnations[index] += 1
         remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env=threads_env())
-        self.actors[index] = remote.remote(
-            self.recipe, index, self.incarnations[index], self.behaviour
-        )
+        self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index], self.behaviour)
         return self.actors[index]
 
     def make_board(self) -> Any:

@@ -40,9 +40,7 @@ def test_offline_then_overlapped_through_ray(ray_here, tmp_path: Path) -> None:
 
 def test_actors_collect_whole_episodes(ray_here, tmp_path: Path) -> None:
     small_data(tmp_path / "local")
-    found = api.collect(
-        tmp_path / "random.toml", tmp_path / "set", ["actors.count=2"], steps=900, quiet=True
-    )
+    found = api.collect(tmp_path / "random.toml", tmp_path / "set", ["actors.count=2"], steps=900, quiet=True)
     dataset = Dataset.open(tmp_path / "set", verify=True)
     assert found["steps"] == dataset.steps >= 900 and found["episodes"] == dataset.episodes
     assert (dataset.columns["terminated"] | dataset.columns["truncated"]).sum() == dataset.episodes

@@ -79,6 +79,27 @@ def test_online_begins_after_offline_and_counts_its_samples_from_there(tmp_path:
     running.close()
 
 
+def test_what_acting_began_with_is_judged_beside_the_policy(tmp_path: Path, data: Path) -> None:
+    recipe = recipe_file(tmp_path, data, phases=OFFLINE + ALTERNATING)
+    keys = ("stop.env_steps=100", "actors.in_flight=1", "evaluation.episodes=5")
+    result = api.train(recipe, keys, run_dir=tmp_path / "run", local=True, quiet=True)
+    alone = recipe_file(tmp_path / "alone", data, phases=OFFLINE)
+    offline = api.train(alone, keys[2:], run_dir=tmp_path / "offline", local=True, quiet=True)
+    assert result.summary["baselines"]["pretrained"] == offline.summary["evaluation"]
+    assert result.summary["paired"]["pretrained"]["return"]["n"] == 5
+    assert "Against pretrained, paired on 5 seeds" in (tmp_path / "run" / "report.html").read_text()
+    again = api.evaluate(tmp_path / "run")
+    assert again["baselines"] == result.summary["baselines"]
+    assert "pretrained" not in offline.summary["baselines"]  # nothing to compare with
+
+
+def test_an_offline_phase_that_was_stopped_has_nothing_to_compare_with(tmp_path: Path, data: Path) -> None:
+    recipe = recipe_file(tmp_path, data, phases=OFFLINE + ALTERNATING)
+    keys = ("stop.env_steps=100", "stop.updates=10", "actors.in_flight=1")
+    result = api.train(recipe, keys, run_dir=tmp_path / "run", local=True, quiet=True)
+    assert set(result.summary["baselines"]) == {"random"} and result.summary["evaluation"]["return"]["n"] == 2
+
+
 @pytest.mark.parametrize("phases", [OFFLINE + ALTERNATING, ALTERNATING])
 def test_only_the_best_episodes_are_left_when_acting_begins(tmp_path: Path, data: Path, phases: str) -> None:
     keys = ("stop.env_steps=100", "actors.in_flight=1", "data.online_best_steps=150")
