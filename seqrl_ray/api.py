@@ -176,6 +176,20 @@ def collect(
     )
 
 
+def replay_data(run: str | Path, folder: str | Path) -> dict[str, Any]:
+    """Write the whole episodes of a run's replay, as its last checkpoint has it, into a new dataset folder.
+
+    Args:
+        run: the run folder.
+        folder: the dataset's; must not exist.
+    Returns: {"folder", "steps", "episodes", "left_out_steps"}; the last are of episodes not stored whole.
+    Raises: SeqrlError: no run there, no complete checkpoint, several policies, or no whole episode.
+    """
+    from seqrl_ray.collecting import replay_into
+
+    return replay_into(Path(run), Path(folder))
+
+
 def watch(
     run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui"
 ) -> list[int]:

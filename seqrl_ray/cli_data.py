@@ -1,4 +1,4 @@
-"""The command line of offline datasets: `seqrl data collect | merge | import | export | info`.
+"""The command line of offline datasets: `seqrl data collect | replay | merge | import | export | info`.
 
 Like `cli.py`, it imports what a command needs when it runs.
 """
@@ -14,7 +14,7 @@ import typer
 from seqrl_ray.errors import DataError
 
 data = typer.Typer(
-    name="data", no_args_is_help=True, help="Offline datasets: collect, merge, import, export, info."
+    name="data", no_args_is_help=True, help="Offline datasets: collect, replay, merge, import, export, info."
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset folder, see docs/data.md")]
@@ -57,6 +57,21 @@ def collect(
     )
     rate = done["steps"] / done["wall_s"]
     typer.echo(f"{folder}: {done['episodes']:,} episodes, {done['steps']:,} steps, {rate:,.0f} steps/s")
+
+
+@data.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    folder: Annotated[Path, typer.Argument(help="the new dataset's folder; must not exist")],
+) -> None:
+    """Take the whole episodes of a run's replay, as its last checkpoint has it."""
+    from seqrl_ray import api
+
+    done = api.replay_data(run, folder)
+    typer.echo(
+        f"{folder}: {done['episodes']:,} episodes, {done['steps']:,} steps; "
+        f"{done['left_out_steps']:,} stored steps are of no whole episode"
+    )
 
 
 @data.command()

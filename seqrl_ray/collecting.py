@@ -1,4 +1,6 @@
-"""`seqrl data collect`: from a recipe to a dataset folder, in this process or through Ray."""
+"""`seqrl data collect` and `seqrl data replay`: from a recipe, in this process or through Ray, or from what a
+run has stored, to a dataset folder.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from seqrl_ray import api
+from seqrl_ray.data.of_replay import write_replay
 from seqrl_ray.data.writer import DatasetWriter
 from seqrl_ray.errors import RecipeError
+from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.loops.collect import Collector, collect
-from seqrl_ray.loops.preflight import preflight
+from seqrl_ray.loops.preflight import Plan, preflight
 from seqrl_ray.loops.run_folder import open_run
 from seqrl_ray.loops.trainer import FragmentSource, LocalSource
 from seqrl_ray.recipe import Recipe, dump
-from seqrl_ray.types import Mode, Weights
+from seqrl_ray.types import GroupSpec, Mode, Weights
 
 SHOW_EVERY_S = 2.0
 
@@ -59,11 +63,7 @@ def collect_into(
             f"algorithm.name={recipe.algorithm['name']!r} would act untrained: random weights are nobody's "
             'policy. Give --run or --controller, or algorithm.name="random".'
         )
-    if len(plan.groups) != 1:
-        raise RecipeError(
-            f"policies {sorted(plan.groups)} make one dataset each, and this command writes one. Use one."
-        )
-    ((policy_id, group),) = plan.groups.items()
+    policy_id, group = _only(plan)
     behaviour = Behaviour(controller, noise, mode)
     meta = {
         "recipe": dump(recipe),
@@ -98,6 +98,40 @@ def collect_into(
 
         collected = collect(collector, source_of, heard=heard)
     return {"folder": str(folder), **collected, "wall_s": time.monotonic() - began}
+
+
+def replay_into(run: Path, folder: Path) -> dict[str, Any]:
+    """Write the whole episodes of a run's replay; see `seqrl_ray.api.replay_data`."""
+    run = open_run(run)
+    recipe = api.read_recipe(run / "recipe.toml")
+    checkpoint = checkpoints.latest(run / "checkpoints")
+    plan = preflight(recipe.model_copy(update={"data": None}), checkpoint)
+    policy_id, group = _only(plan)
+    saved = checkpoint / "replay" / policy_id
+    snapshots = sorted(saved.glob("shard-*")) or [saved]  # of the service wiring, or the learner's own
+    meta = {
+        "recipe": dump(recipe),
+        "environment": recipe.env.model_dump(mode="json"),
+        "policy": str(run),
+        "replay": {"checkpoint": checkpoint.name, "env_steps": checkpoints.steps_of(checkpoint)},
+        "seed": recipe.seed,
+    }
+    with DatasetWriter(folder, group, meta=meta) as writer:
+        left = write_replay(snapshots, plan.specs[policy_id], recipe.replay, writer)
+        steps, episodes = writer.steps, writer.episodes
+        if left:
+            writer.meta["notes"] = [f"{left} stored decisions are of no whole episode and were left out"]
+    return {"folder": str(folder), "steps": steps, "episodes": episodes, "left_out_steps": left}
+
+
+def _only(plan: Plan) -> tuple[str, GroupSpec]:
+    """The one policy there is, and its group. Raises: RecipeError: there are more."""
+    if len(plan.groups) != 1:
+        raise RecipeError(
+            f"policies {sorted(plan.groups)} make one dataset each, and this command writes one. Use one."
+        )
+    ((policy_id, group),) = plan.groups.items()
+    return policy_id, group
 
 
 def _through_ray(

@@ -9,7 +9,7 @@ import pytest
 
 from seqrl_ray import api
 from seqrl_ray.data.dataset import Dataset
-from tests.system.runs import learner_state
+from tests.system.runs import learner_state, train
 from tests.unit.loops.offline_world import recipe_file, small_data
 
 pytestmark = pytest.mark.system
@@ -46,3 +46,13 @@ def test_actors_collect_whole_episodes(ray_here, tmp_path: Path) -> None:
     assert (dataset.columns["terminated"] | dataset.columns["truncated"]).sum() == dataset.episodes
     assert len(set(dataset.episode_seed.tolist())) == dataset.episodes  # no actor plays another's episodes
     assert (dataset.episode_seed >= 0).all()
+
+
+def test_the_replay_of_several_shards_is_one_dataset(ray_here, tmp_path: Path) -> None:
+    keys = ["replay.wiring=service", "replay.shards=2", "actors.count=2"]
+    run = tmp_path / "run"
+    made = train(run, *keys)
+    found = api.replay_data(run, tmp_path / "set")
+    dataset = Dataset.open(tmp_path / "set", verify=True)
+    assert found["left_out_steps"] + dataset.steps == made["env_steps"] < dataset.steps + 1_000
+    assert made["episodes"] == dataset.episodes == found["episodes"]
