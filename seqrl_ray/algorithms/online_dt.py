@@ -67,12 +67,13 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
             best = self.best_return(raw[:, self._raw :], quantile)  # [S]
             state.wanted[np.arange(len(raw)), state.used - 1] = best
             raw = self.ask(state, self.network)[:, 0, : self._raw]  # [S, A or 2 A]
+        heat = keys.explore_temperature if mode == "explore" else 1.0
         if self.network.discrete:
-            return self.decide(raw.cpu().numpy(), inputs, mode), state, {}
+            return self.decide(raw.cpu().numpy() / heat, inputs, mode), state, {}
         policy = self.network.gaussian(raw)
         score = policy.mean.cpu().numpy()  # [S, A]
-        if mode == "explore" or self.settings.sample_actions:
-            score = score + policy.log_std.exp().cpu().numpy() * inputs.rng.standard_normal(score.shape)
+        if mode == "explore" or keys.sample_actions:
+            score = score + heat * policy.log_std.exp().cpu().numpy() * inputs.rng.standard_normal(score.shape)
         return self.decide(score.astype(np.float32), inputs, mode), state, {}
 
     def drawn(self, batch: WindowTensors[Tensor]) -> WindowTensors[Tensor]:

@@ -36,6 +36,14 @@ class OnlineDtSettings(Settings):
         lt=1.0,
     )
     online_return_quantile: float = key(0.95, "the quantile that actors ask for then", gt=0.0, lt=1.0)
+    explore_temperature: float = key(
+        1.0,
+        "of actors' draws: divides logits, multiplies standard deviations; 1 = the policy itself, less is "
+        "closer to what it thinks best",
+        gt=0.0,
+        le=10.0,
+        mutable=True,
+    )
     return_bins: int = key(64, "bins of the returns that the quantiles are read from", ge=2, le=10_000)
     return_scale: float = key(1000.0, "returns are divided by this before they are seen", gt=0.0)
     gamma: float = key(1.0, "discount of the returns", gt=0.0, le=1.0)

@@ -133,6 +133,18 @@ def test_actors_ask_for_more_and_draw_while_the_judge_does_not() -> None:
     assert (drawn >= low).all() and (drawn <= high).all()
 
 
+@pytest.mark.parametrize("group", ["box", "masked"])
+def test_a_cold_draw_is_the_likeliest_action_and_a_hot_one_is_not(group: str) -> None:
+    actions = {}
+    for heat in (1e-6, 1.0, 9.0):
+        algorithm = build(group, target_return=1.0, online_target_return=1.0, explore_temperature=heat)
+        states = algorithm.initial_state(len(GROUPS[group].slots))
+        draws = [algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "explore")[0] for s in (0, 1)]
+        best = [algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "greedy")[0] for s in (0, 1)]
+        actions[heat] = float(np.abs(np.array(draws) - np.array(best)).mean())
+    assert actions[1e-6] < 1e-4 < actions[1.0] < actions[9.0]
+
+
 def test_everything_learned_goes_through_a_checkpoint() -> None:
     a, b = build(), build()
     batch = feed(make_batch(a.sample_spec(), GROUPS["box"], seed=3), "cpu")
