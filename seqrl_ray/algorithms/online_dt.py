@@ -69,11 +69,17 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
             raw = self.ask(state, self.network)[:, 0, : self._raw]  # [S, A or 2 A]
         heat = keys.explore_temperature if mode == "explore" else 1.0
         if self.network.discrete:
-            return self.decide(raw.cpu().numpy() / heat, inputs, mode), state, {}
-        policy = self.network.gaussian(raw)
-        score = policy.mean.cpu().numpy()  # [S, A]
-        if mode == "explore" or keys.sample_actions:
-            score = score + heat * policy.log_std.exp().cpu().numpy() * inputs.rng.standard_normal(score.shape)
+            score = raw.cpu().numpy() / heat  # [S, A]
+        else:
+            policy = self.network.gaussian(raw)
+            score = policy.mean.cpu().numpy()  # [S, A]
+            if mode == "explore" or keys.sample_actions:
+                deviation = heat * policy.log_std.exp().cpu().numpy()  # [S, A]
+                score = score + deviation * inputs.rng.standard_normal(score.shape)
+        if mode == "explore" and keys.explore_epsilon:
+            other = inputs.rng.random(len(score)) < keys.explore_epsilon  # [S]
+            even = np.arctanh(inputs.rng.uniform(-1.0, 1.0, score[other].shape))  # its tanh is drawn evenly
+            score[other] = 0.0 if self.network.discrete else even  # and so is a softmax of zeros
         return self.decide(score.astype(np.float32), inputs, mode), state, {}
 
     def drawn(self, batch: WindowTensors[Tensor]) -> WindowTensors[Tensor]:

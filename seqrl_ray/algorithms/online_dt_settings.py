@@ -36,6 +36,13 @@ class OnlineDtSettings(Settings):
         lt=1.0,
     )
     online_return_quantile: float = key(0.95, "the quantile that actors ask for then", gt=0.0, lt=1.0)
+    explore_epsilon: float = key(
+        0.0,
+        "chance that an actor's decision is a uniform draw: what is never tried is never found better",
+        ge=0.0,
+        le=1.0,
+        mutable=True,
+    )
     explore_temperature: float = key(
         1.0,
         "of actors' draws: divides logits, multiplies standard deviations; 1 = the policy itself, less is "

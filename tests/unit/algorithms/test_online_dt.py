@@ -145,6 +145,26 @@ def test_a_cold_draw_is_the_likeliest_action_and_a_hot_one_is_not(group: str) ->
     assert actions[1e-6] < 1e-4 < actions[1.0] < actions[9.0]
 
 
+@pytest.mark.parametrize("group", ["box", "masked"])
+def test_so_many_of_the_actors_decisions_are_uniform(group: str) -> None:
+    spec, share = GROUPS[group], {}
+    for epsilon in (0.0, 0.5, 1.0):
+        algorithm = build(group, explore_epsilon=epsilon, explore_temperature=1e-6)
+        states = algorithm.initial_state(len(spec.slots))
+        inputs = act_input(algorithm, spec, seed=0)
+        best, _, _ = algorithm.act(inputs, states, "greedy")
+        draws = np.array([algorithm.act(inputs, states, "explore")[0] for _ in range(400)])  # [400, S, ...]
+        share[epsilon] = float((np.abs(draws - best).reshape(400, len(spec.slots), -1).max(-1) > 1e-3).mean())
+        if inputs.legal is not None:
+            assert inputs.legal[np.arange(len(spec.slots)), draws].all()
+        elif epsilon == 1.0:
+            unit = algorithm.scaled(torch.from_numpy(draws)).numpy()
+            assert abs(unit.mean()) < 0.05 and abs(unit.std() - 1 / math.sqrt(3)) < 0.03
+    assert share[0.0] == 0.0 and abs(share[0.5] - share[1.0] / 2) < 0.06
+    if group == "box":
+        assert share[1.0] > 0.99
+
+
 def test_everything_learned_goes_through_a_checkpoint() -> None:
     a, b = build(), build()
     batch = feed(make_batch(a.sample_spec(), GROUPS["box"], seed=3), "cpu")
