@@ -20,7 +20,7 @@ from seqrl_ray.loops.build import rollout
 from seqrl_ray.loops.collect import Collector, collect
 from seqrl_ray.loops.preflight import Plan, preflight
 from seqrl_ray.loops.run_folder import open_run
-from seqrl_ray.loops.trainer import FragmentSource, LocalSource
+from seqrl_ray.loops.source import FragmentSource, LocalSource
 from seqrl_ray.recipe import Recipe, dump
 from seqrl_ray.types import GroupSpec, Mode, Weights
 
