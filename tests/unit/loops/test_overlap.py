@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from seqrl_ray import api
@@ -67,3 +68,71 @@ def test_both_sides_go_on_and_pacing_holds_them(
     if ratio > 1 and every == 1:
         assert sum(credit >= 8 for credit in inserts) > len(inserts) / 4  # let in while updates were owed
     running.close()
+
+
+class Clock:
+    """Time as the trainer sees it."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Actor:
+    """An actor with two fragments on their way, in made-up time: `step_s` a step."""
+
+    def __init__(self, local: Any, clock: Clock, step_s: float, *, overlaps: bool) -> None:
+        self.local, self.clock, self.step_s, self.overlaps = local, clock, step_s, overlaps
+        self.asked, self.free, self.acted_s = [clock.now, clock.now], clock.now, 0.0
+
+    def poll(self, *, wait: bool = True) -> Sequence[tuple[str, Fragment]]:
+        took = 4 * self.step_s
+        done = max(self.asked[0], self.free) + took
+        if done > self.clock.now:
+            if not wait:
+                return []
+            self.clock.now = done
+        self.asked = [*self.asked[1:], self.clock.now]
+        self.free = done
+        self.acted_s += took
+        return self.local.poll()
+
+    def offer(self, weights: Any) -> None:
+        self.local.offer(weights)
+
+
+@pytest.mark.parametrize(("step_s", "update_s"), [(0.01, 0.01), (0.02, 0.01), (0.01, 0.02)])
+def test_the_slower_side_never_waits_for_the_other(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, update_s: float
+) -> None:
+    """One update per step; episodes are many times longer than what is on its way."""
+    clock, shares = Clock(), {}
+    monkeypatch.setattr(trainer_module, "time", clock)
+    keys = ["stop.env_steps=1000", "replay.samples_per_insert=8.0", "learner.updates_per_call=1"]
+    keys += ["actors.fragment_steps=4", "actors.envs_per_actor=1"]
+    for overlaps in (True, False):
+        folder = tmp_path / str(overlaps)
+        running = LocalSession(api.read_recipe(recipe_file(folder, data, phases=PHASES), keys))
+        trainer = running.trainer
+        while trainer.offline:
+            trainer.turn()
+        learner, learned = trainer.learner, 0.0
+
+        def update(policy_id: str, batch: Any, progress: float, learner: Any = learner) -> Any:
+            nonlocal learned
+            clock.now += update_s
+            learned += update_s
+            learner.algorithms[policy_id]._updates += 1
+            return np.zeros(batch.weight.shape, np.float32)
+
+        monkeypatch.setattr(learner, "update", update)
+        began = clock.now
+        actor = trainer.source = Actor(trainer.source, clock, step_s, overlaps=overlaps)
+        while not trainer.done:
+            trainer.turn()
+        shares[overlaps] = (clock.now - began) / max(actor.acted_s, learned)
+        running.close()
+    assert shares[True] < 1.1  # of the time that the slower side needs alone
+    if step_s == update_s:
+        assert shares[False] > 1.25  # which is not so by itself
