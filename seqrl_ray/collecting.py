@@ -13,14 +13,14 @@ from typing import Any
 from seqrl_ray import api
 from seqrl_ray.data.of_replay import write_replay
 from seqrl_ray.data.writer import DatasetWriter
-from seqrl_ray.errors import RecipeError
+from seqrl_ray.errors import DataError, RecipeError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.loops.collect import Collector, collect
 from seqrl_ray.loops.preflight import Plan, preflight
 from seqrl_ray.loops.run_folder import open_run
-from seqrl_ray.loops.trainer import FragmentSource, LocalSource
+from seqrl_ray.loops.source import FragmentSource, LocalSource
 from seqrl_ray.recipe import Recipe, dump
 from seqrl_ray.types import GroupSpec, Mode, Weights
 
@@ -119,6 +119,11 @@ def replay_into(run: Path, folder: Path) -> dict[str, Any]:
     with DatasetWriter(folder, group, meta=meta) as writer:
         left = write_replay(snapshots, plan.specs[policy_id], recipe.replay, writer)
         steps, episodes = writer.steps, writer.episodes
+        if not episodes:
+            raise DataError(
+                f"{checkpoint} stores {left} decisions and no whole episode: there is nothing to write. "
+                "Train for longer, or with a larger replay.capacity_steps."
+            )
         if left:
             writer.meta["notes"] = [f"{left} stored decisions are of no whole episode and were left out"]
     return {"folder": str(folder), "steps": steps, "episodes": episodes, "left_out_steps": left}

@@ -61,6 +61,7 @@ class LearnedState(NamedTuple):
 
     online: Tensor
     target: Tensor
+    """`online` itself where no slow copy is kept."""
     first_moment: Tensor
     second_moment: Tensor
 
@@ -83,7 +84,7 @@ class FusedSteps(Protocol):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """The settings keys of taking steps. Without a key for the target network, that one stays as it is."""
+    """The settings keys of taking steps. Without a key for the target network there is none."""
 
     learning_rate: float
     lr_decay_start: float
@@ -134,8 +135,12 @@ class FlatLearner(Generic[SettingsT]):
         self.group = group
         self.device = torch.device(device)
         self.network = network.to(self.device)
-        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
-        online, target = flatten(self.network), flatten(self.target_network)  # [P], [P]
+        online = target = flatten(self.network)  # [P]
+        self.target_network = self.network
+        self._slow = hasattr(settings, "target_tau") or hasattr(settings, "target_period_updates")
+        if self._slow:
+            self.target_network = copy.deepcopy(self.network).requires_grad_(False)
+            target = flatten(self.target_network)  # [P]
         self.state = LearnedState(online, target, torch.zeros_like(online), torch.zeros_like(online))
         self._gradient = torch.zeros_like(self.state.online)  # [P]
         self._layout = [(name, p.shape, p.numel()) for name, p in self.network.named_parameters()]
@@ -155,7 +160,7 @@ class FlatLearner(Generic[SettingsT]):
 
         Args:
             online: the network being learned; gradients flow through it.
-            target: its slow copy.
+            target: its slow copy, or `online` again where the settings have no key for one.
             minibatch: one minibatch of the declared view, leading dimension [B].
         """
         raise NotImplementedError
@@ -265,7 +270,9 @@ class FlatLearner(Generic[SettingsT]):
         online = state.online - step_size * step  # [P]
         if optimiser.weight_decay:
             online = online - decay * state.online  # [P]
-        if isinstance(share, float) and share in (0.0, 1.0):
+        if not self._slow:
+            target = state.target  # [P] nobody reads it
+        elif isinstance(share, float) and share in (0.0, 1.0):
             target = online if share else state.target  # [P]
         else:
             target = state.target.lerp(online, share)  # [P]
@@ -320,7 +327,8 @@ class FlatLearner(Generic[SettingsT]):
 
     def _take_over(self, progress: Progress) -> Progress:
         """Write a new state into the vectors that the networks are views of."""
-        for old, new in zip(self.state, progress.state, strict=True):
+        for name, old in self._vectors().items():
+            new = getattr(progress.state, name)
             if old is not new:
                 old.copy_(new)
         return progress
@@ -346,14 +354,14 @@ class FlatLearner(Generic[SettingsT]):
         self._fill("weights", self.state.online, flat)
 
     def learned(self) -> dict[str, NDArray[Any]]:
-        """Return copies of the parameters, the target's, and Adam's moments and step count."""
-        vectors = {name: v.cpu().numpy().copy() for name, v in self.state._asdict().items()}
+        """Return copies of the parameters, the target's if any, and Adam's moments and step count."""
+        vectors = {name: v.cpu().numpy().copy() for name, v in self._vectors().items()}
         return {**vectors, "adam_steps": np.array(self._adam_steps, dtype=np.int64)}
 
     def load_learned(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Take over `learned()` of an equal algorithm. Raises: CheckpointError: a name or size differs."""
-        expect_names("learned", values, {*LearnedState._fields, "adam_steps"})
-        for name, vector in self.state._asdict().items():
+        expect_names("learned", values, {*self._vectors(), "adam_steps"})
+        for name, vector in self._vectors().items():
             self._fill(name, vector, values[name])
         self._adam_steps = int(values["adam_steps"])
 
@@ -367,6 +375,10 @@ class FlatLearner(Generic[SettingsT]):
         expect_names("private", values, {"updates", "seed", "hparams"})
         self.set_hparams(values["hparams"])
         self._updates, self._seed = int(values["updates"]), int(values["seed"])
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """Return the vectors that there are, [P] each."""
+        return {n: v for n, v in self.state._asdict().items() if self._slow or n != "target"}
 
     def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
         if tuple(values.shape) != tuple(vector.shape):

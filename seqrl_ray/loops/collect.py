@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from seqrl_ray.data.writer import UNKNOWN_SEED, DatasetWriter
-from seqrl_ray.loops.trainer import FragmentSource
+from seqrl_ray.loops.source import FragmentSource
 from seqrl_ray.types import Array, GroupSpec
 from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory
 

@@ -23,7 +23,8 @@ from seqrl_ray.loops.evaluate import POLICY
 from seqrl_ray.loops.judge import Job, before_acting, chunk_size, play_jobs, playable
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.run_folder import LagCounter
-from seqrl_ray.loops.trainer import LocalSource, make_trainer
+from seqrl_ray.loops.source import LocalSource
+from seqrl_ray.loops.trainer import make_trainer
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.types_env import EpisodeEnd
 

@@ -5,20 +5,27 @@ The local loop runs it in the only process there is; the Ray runtime runs the sa
 process and feeds it from remote actors. A `turn` is: take the fragments that are there, insert them, learn
 until pacing says no, offer the new weights. With one actor and one fragment in flight the order of everything
 is fixed, so the local loop and a lock-step Ray run do the same arithmetic.
+
+Where items wait for their episode's end, one fragment may bring learning for seconds, and actors with a few
+fragments in flight would stand still beside it. There a turn learns for `SLICE_S` and looks for fragments
+again, which enter as far as pacing lets them: actors and learner overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.offline import load_into, open_data
-from seqrl_ray.loops.rollout import Rollout
 from seqrl_ray.loops.run_folder import LagCounter
+from seqrl_ray.loops.source import FragmentSource
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
 from seqrl_ray.replay.restore import restore as restore_shards
@@ -27,33 +34,8 @@ from seqrl_ray.replay.snapshot import Snapshot
 from seqrl_ray.types import GroupSpec, SampleSpec, Weights
 from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory
 
-
-class FragmentSource(Protocol):
-    """Where fragments come from: a rollout in this process, or actors elsewhere."""
-
-    def poll(self) -> Sequence[tuple[str, Fragment]]:
-        """Return (actor name, fragment) of what is ready; waits until there is something, or a short time has
-        passed.
-        """
-        ...
-
-    def offer(self, weights: Mapping[str, Weights]) -> None:
-        """Use these weights for fragments begun from now on."""
-        ...
-
-
-class LocalSource:
-    """A rollout in this process; each poll makes one fragment."""
-
-    def __init__(self, rollout: Rollout) -> None:
-        self.rollout = rollout
-
-    def poll(self) -> Sequence[tuple[str, Fragment]]:
-        return [(self.rollout.writer, self.rollout.fragment())]
-
-    def offer(self, weights: Mapping[str, Weights]) -> None:
-        for policy_weights in weights.values():
-            self.rollout.load(policy_weights)
+SLICE_S = 0.05
+"""How long actors may stand still because the learner learns."""
 
 
 @dataclass
@@ -122,6 +104,9 @@ class Trainer:
     saving: Saving | None = None
     pretrained: Mapping[str, Weights] = field(default_factory=dict)
     """Policy id -> the weights that the offline phase ended with; none before that, or without one."""
+    arrived: deque[tuple[str, Fragment]] = field(default_factory=deque)
+    """Fragments that pacing has not let in yet."""
+    offered_at: float = -math.inf
 
     @property
     def progress(self) -> float:
@@ -133,6 +118,11 @@ class Trainer:
     def offline(self) -> bool:
         """The offline phase is not over: nobody acts."""
         return any(self._offline_left(policy_id) for policy_id in self.shards)
+
+    @property
+    def overlaps(self) -> bool:
+        """Learning goes on in slices, because actors go on and episodes are learned from whole."""
+        return self.source.overlaps and any(shard.rule.by_episode for shard in self.shards.values())
 
     @property
     def done(self) -> bool:
@@ -156,17 +146,43 @@ class Trainer:
         """Take what there is, learn what pacing allows after each fragment, offer the new weights; or, in the
         offline phase, learn from one draw.
         """
+        overlap = not self.offline and self.overlaps
         if self.offline:
             self._learn_offline()
+        elif overlap:
+            self._overlap()
         else:
             for actor, fragment in self.source.poll():
                 self.insert(actor, fragment)
                 self.learn()
         if self.saving is not None and self.saving.step():
             self.saving = None
+        if overlap and time.monotonic() - self.offered_at < self.recipe.learner.publish_every_s:
+            return
+        self.offered_at = time.monotonic()
         self.source.offer(
             self.learner.all_weights(self.progress)
         )  # also without updates: exploration follows progress
+
+    def _overlap(self) -> None:
+        """Take what is there, as far as pacing lets it in, and learn for a short time."""
+        if not self.arrived:
+            self.arrived.extend(self.source.poll(wait=not self._may_learn()))
+        while self.arrived and all(map(self._lets_in, self.arrived[0][1].trajectories)):
+            self.insert(*self.arrived.popleft())
+        self.learn(time.monotonic() + SLICE_S)
+
+    def _lets_in(self, trajectory: Trajectory) -> bool:
+        """Whether pacing allows the items that a fragment can release."""
+        policy_id, pacing = trajectory.policy_id, self.pacing[trajectory.policy_id]
+        items = self.shards[policy_id].rule.ended(trajectory)
+        items = pacing.burst_items if items is None else min(items, pacing.burst_items)
+        return not self.learner.algorithms[policy_id].learns or pacing.may_insert(items)
+
+    def _may_learn(self) -> bool:
+        """Whether there is something to learn now."""
+        learns = {p: algorithm.learns for p, algorithm in self.learner.algorithms.items()}
+        return not self.done and any(learns[p] and pacing.may_sample() for p, pacing in self.pacing.items())
 
     def insert(self, actor: str, fragment: Fragment) -> None:
         """Store a fragment and count it."""
@@ -232,8 +248,8 @@ class Trainer:
         priorities = self.learner.update(policy_id, batch, self.progress)
         self.counters.stale_priorities += shard.update_priorities(batch.ids, priorities)
 
-    def learn(self) -> int:
-        """Update every policy until pacing says no; returns the updates done."""
+    def learn(self, until: float = math.inf) -> int:
+        """Update every policy until pacing says no, or the clock passes `until`; returns the updates done."""
         before = self.learner.updates
         if self.recipe.updates_per_episode:
             self._learn_owed()
@@ -243,6 +259,8 @@ class Trainer:
             learns = self.learner.algorithms[policy_id].learns
             while learns and pacing.may_sample() and not self.done:
                 self._draw(policy_id, self.recipe.learner.updates_per_call)
+                if time.monotonic() > until:
+                    break
         return self.learner.updates - before
 
     def take_finished(self) -> list[Finished]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from seqrl_ray.replay.columns import FINAL
 from seqrl_ray.replay.store import Store, Stored
 from seqrl_ray.types import FloatArray, SampleSpec
+from seqrl_ray.types_env import Trajectory
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
@@ -56,6 +57,16 @@ class ItemRule:
         if self.by_episode:
             return self._whole_episodes(stored.ends)
         return NewItems(self.still_serving(self._reached(stored)))
+
+    def ended(self, trajectory: Trajectory) -> int | None:
+        """Return the most items that the episodes which end in a fragment can release; None where items do
+        not wait for the end.
+        """
+        if not self.by_episode:
+            return None
+        last = trajectory.columns["final"][np.cumsum(trajectory.length) - 1]  # [P]
+        steps = (trajectory.offset + trajectory.length - 1)[last]
+        return int((-(-steps // self._period)).sum())
 
     def readers(self, rows: Int64Array) -> Int64Array:
         """Items that read one of `rows` [R] and are not later than it: themselves and those that look back at

@@ -48,12 +48,17 @@ class RayCollection:
         found: dict[str, GroupSpec] = ray.get(self._supervisor.actors[0].groups.remote())
         return found
 
-    def poll(self) -> Sequence[tuple[str, Fragment]]:
+    @property
+    def overlaps(self) -> bool:
+        """Actors go on while what they made is written."""
+        return self._source.overlaps
+
+    def poll(self, *, wait: bool = True) -> Sequence[tuple[str, Fragment]]:
         """Return fragments that are ready, and replace actors that were lost.
 
         Raises: WorkerError: an actor failed twice in the same way, or too many died.
         """
-        fragments = self._source.poll()
+        fragments = self._source.poll(wait=wait)
         lost, self._source.lost = self._source.lost, []
         for actor in lost:
             what = f"actor-{actor.index}"

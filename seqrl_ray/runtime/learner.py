@@ -89,25 +89,32 @@ class RemoteSource:
         if old != self._versions():
             self._payload = None
 
-    def poll(self) -> Sequence[tuple[str, Fragment]]:
-        """Return the fragments that are ready, waiting a tenth of a second at most."""
+    @property
+    def overlaps(self) -> bool:
+        """Actors go on while the learner learns, unless the run is in lock-step."""
+        return self.recipe.actors.in_flight > 1
+
+    def poll(self, *, wait: bool = True) -> Sequence[tuple[str, Fragment]]:
+        """Return the fragments that are ready, waiting a tenth of a second at most, or not at all."""
         # In lock-step all are asked only now, with the weights just offered; else those that never were.
         for index in list(self.actors) if self.recipe.actors.in_flight == 1 else self._new:
             self._arm(index)
         self._new.clear()
         if not self._calls:
-            time.sleep(0.02)
+            time.sleep(0.02 if wait else 0.0)
             return []
-        return self.take()
+        return self.take(wait=wait)
 
     @property
     def waiting(self) -> bool:
         """Whether a fragment is on its way."""
         return bool(self._calls)
 
-    def take(self) -> Sequence[tuple[str, Fragment]]:
-        """Return fragments that are ready, waiting a tenth of a second at most; in lock-step ask for none."""
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.1)
+    def take(self, *, wait: bool = True) -> Sequence[tuple[str, Fragment]]:
+        """Return fragments that are ready, waiting a tenth of a second at most, or not at all; in lock-step
+        ask for none.
+        """
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.1 if wait else 0)
         if ready and len(self._calls) > 1:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         fragments = [f for call in ready if (f := self._settle(call)) is not None]

@@ -128,3 +128,16 @@ def test_sequence_compares_updates_and_windows() -> None:
     assert updates["gflop_per_update"]["ours"] < updates["gflop_per_update"]["peer"]
     assert updates["threads_2_dropout_0.1"]["ratio"] > 0.0
     assert result["sections"]["windows"]["ratio"] > 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_overlap_does_the_same_work_either_way() -> None:
+    section = run_benchmark("overlap", ["--quick", "--section", "few"])["sections"]["few"]
+    contestants = section["contestants"]
+    assert set(contestants) == {"overlapped", "alternating_1", "alternating_2"}
+    for contestant in contestants.values():
+        wanted = section["wanted_updates_per_env_step"]
+        assert contestant["updates_per_env_step"] == pytest.approx(wanted, rel=0.7)  # stretches cut episodes
+    assert contestants["overlapped"]["policy_lag"]["p95"] > 0
+    assert all(value > 0.0 for ratio in section["ratios"].values() for value in ratio.values())

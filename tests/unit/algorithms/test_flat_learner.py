@@ -48,6 +48,26 @@ def test_the_target_is_copied_every_period_or_blended_every_time() -> None:
     assert [optimiser(target_tau=0.2).target_share(u) for u in (1, 2)] == [0.2, 0.2]
 
 
+def test_a_slow_copy_is_kept_only_where_settings_ask_for_one(learner: Build) -> None:
+    with_one, without = learner("double_dqn"), learner("behavior_cloning")
+    assert with_one.target_network is not with_one.network and "target" in with_one.learned()
+    assert without.target_network is without.network
+    before, batch = without.learned(), transitions(2, 8)
+    assert set(before) == {
+        *("online", "first_moment", "second_moment", "adam_steps"),
+        *("obs_mean", "obs_std", "return_range"),
+    }
+    without.update(batch, {"learning_rate": 0.01})
+    after = without.learned()
+    assert (after["online"] != before["online"]).any()
+    other = learner("behavior_cloning", seed=5)
+    other.load_learned(after)
+    other.load_private(without.private())
+    for algorithm in (without, other):
+        algorithm.update(batch, {"learning_rate": 0.01})
+    np.testing.assert_array_equal(other.learned()["online"], without.learned()["online"])
+
+
 def test_flatten_makes_every_parameter_a_view() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
     before = copy.deepcopy(network)

@@ -140,9 +140,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(run, tmp_path):
         (empty / name).write_text((run / name).read_text())
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         api.replay_data(empty, tmp_path / "set")
-    source = make_dataset(tmp_path / "source", [4])
-    settings = ReplaySettings(capacity_steps=40, min_items=1)
-    saved = snapshot(tmp_path / "saved", source, settings, SPEC, [0])
-    with pytest.raises(DataError, match="no episode was written"):
-        written(tmp_path / "set", source.group, [saved], SPEC, settings)
+    short = ["stop.env_steps=16", "algorithm.hidden=[8]", "evaluation.episodes=1", "actors.fragment_steps=1"]
+    api.train("classic/cartpole", short, run_dir=tmp_path / "short", local=True, quiet=True)
+    with pytest.raises(DataError, match="decisions and no whole episode: there is nothing to write"):
+        api.replay_data(tmp_path / "short", tmp_path / "set")
     assert not Path(tmp_path / "set").exists()
