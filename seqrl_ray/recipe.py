@@ -320,7 +320,7 @@ def load(
     except (UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}.") from None
     for override in overrides:
-        _apply_override(table, override)
+        apply_override(table, override)
     table.setdefault("folder", str(path.parent))
     return resolve(table, algorithm_settings=algorithm_settings)
 
@@ -374,7 +374,7 @@ def policy_algorithm(recipe: Recipe, policy_id: str) -> dict[str, Any]:
     return {**base, **recipe.policies[policy_id].algorithm}
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def apply_override(table: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):
