@@ -15,7 +15,7 @@ be the worst, and copy too) and is nobody's donor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -186,7 +186,7 @@ class Population:
     # ---------------------------------------------------------------------------------------- going on
 
     @classmethod
-    def from_rows(cls, space: Space, rules: Rules, rows: list[Mapping[str, Any]]) -> Population:
+    def from_rows(cls, space: Space, rules: Rules, rows: Sequence[Mapping[str, Any]]) -> Population:
         """Rebuild a population from its log: what was decided is taken as it stands, not decided again."""
         first = rows[0]
         population = cls(space, rules, len(first["members"]), 0)
