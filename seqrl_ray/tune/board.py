@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ class Board:
         self._checkpoints: dict[tuple[int, int], str] = {}
         self._learned: dict[int, tuple[int, Any]] = {}
         self._default = 0
+        self._here: set[int] = set()
         self.copies = 0
         if rows:
             self.population = Population.from_rows(space, rules, rows)
@@ -86,6 +88,7 @@ class Board:
 
     def join(self, member: int) -> Joined:
         """Tell a member where it stands."""
+        self._here.add(member)
         if member == DEFAULT:
             at = self._default
             return Joined({}, at, self._checkpoints.get((DEFAULT, at)), None, None)
@@ -126,7 +129,8 @@ class Board:
         extra = {"checkpoint": checkpoint, "episodes": episodes}
         if member == DEFAULT:
             if report > self._default:
-                row = {"report": report, "env_steps": env_steps, "score": score, "last": last}
+                finite = score if math.isfinite(score) else None
+                row = {"report": report, "env_steps": env_steps, "score": finite, "last": last}
                 self._log({"event": "default", **row, **extra})
             keep = frozenset({self._checkpoints[DEFAULT, self._default]})
             return Answer(Decision("go on", {}), None, None, keep)
@@ -142,6 +146,12 @@ class Board:
             self._donor_checkpoint(decision),
             frozenset({self._checkpoints[member, self.population.members[member].report], *pinned}),
         )
+
+    def all_here(self) -> bool:
+        """Whether every member has joined: the first need not run ahead of the last by the time that starting
+        a process takes.
+        """
+        return len(self._here - {DEFAULT}) == len(self.population.members)
 
     def standing(self) -> dict[str, Any]:
         """Return what people watch: the best score, whose it is, copies so far."""

@@ -30,6 +30,9 @@ from seqrl_ray.tune.score import score
 ROW_S = 1.0
 """Tune hears of a trial at most this often; the board hears of every report."""
 
+START_S = 120.0
+"""How long a member waits for the last one to start, once."""
+
 POINTER = "checkpoint.json"
 KEPT = 4
 """Checkpoints of a `SearchTrial` that are kept: a paused trial's, and those others may still copy."""
@@ -89,6 +92,9 @@ class PopulationTrial(tune.Trainable):
             ),
             checkpoint_of=lambda member, name: folder_of(root, member) / CHECKPOINTS / name,
         )
+        until = time.monotonic() + START_S
+        while number != DEFAULT and time.monotonic() < until and not ray.get(board.all_here.remote()):
+            time.sleep(0.05)
 
     def step(self) -> dict[str, Any]:
         """Go on for a second at least, and to the next report."""
