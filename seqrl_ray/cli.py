@@ -156,9 +156,12 @@ def evaluate(
 
 @app.command()
 def report(run: RunFolder) -> None:
-    """Draw a run's report.html anew and print its table."""
-    from seqrl_ray.report import html
+    """Draw a run's (or a sweep's) report.html anew, and print a run's table."""
+    from seqrl_ray.report import html, sweep_html
 
+    if (run / "sweep.toml").is_file():
+        typer.echo(f"report: {sweep_html(run)}")
+        return
     html(run)
     _show(run)
 

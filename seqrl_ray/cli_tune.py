@@ -32,7 +32,7 @@ def tune(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
 ) -> None:
-    """Search hyper-parameters over whole runs: population based training in place, or Ray Tune's schedulers."""
+    """Search hyper-parameters over whole runs: a population in place, or Ray Tune's schedulers."""
     from seqrl_ray import api
 
     given = ([sweep] if sweep else []) + (overrides or [])
@@ -70,8 +70,10 @@ def tune(
     summary = result.summary
     winner = summary.get("winner")
     if winner:
-        values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                           for name, value in winner["values"].items())
+        values = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in winner["values"].items()
+        )
         typer.echo(f"winner: {winner['folder']} with {values}")
     if summary.get("conclusion"):
         typer.echo(summary["conclusion"])

@@ -375,6 +375,7 @@ def policy_algorithm(recipe: Recipe, policy_id: str) -> dict[str, Any]:
 
 
 def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set `dotted.key=value` in `table`. Raises: RecipeError: it is not of that form, or leads nowhere."""
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):

@@ -54,9 +54,11 @@ def resumed_sweep(root: Path, overrides: Sequence[str], *, address: str | None, 
 
 
 def _run(plan: Plan, root: Path, *, resumed: bool, address: str | None, quiet: bool) -> Done:
+    from seqrl_ray.report import sweep_html
     from seqrl_ray.tune.sweep import run_sweep
 
     summary = run_sweep(plan, root, resumed=resumed, address=address, quiet=quiet)
+    sweep_html(root)
     return root, summary
 
 

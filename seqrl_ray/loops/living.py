@@ -184,5 +184,5 @@ def set_values(trainer: Trainer, values: Mapping[str, Any]) -> None:
     for policy_id, algorithm in trainer.learner.algorithms.items():
         if own:
             algorithm.set_hparams(own)
-            trainer.shards[policy_id].respec(algorithm.sample_spec())  # a discount is applied as items are read
+            trainer.shards[policy_id].respec(algorithm.sample_spec())  # its discount is applied at every read
     trainer.recipe = trainer.learner.recipe = recipe

@@ -55,7 +55,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address in (None, "local"):
-        options.update(address="local", include_dashboard=False, num_cpus=cpus or max(os.cpu_count() or 1, 64))
+        count = cpus or max(os.cpu_count() or 1, 64)
+        options.update(address="local", include_dashboard=False, num_cpus=count)
     else:
         _knock(str(address))
         options["address"] = address

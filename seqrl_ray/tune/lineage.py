@@ -44,7 +44,7 @@ def chain(rows: Rows, member: int, report: int | None = None) -> list[Segment]:
     """
     own = [row for row in reports(rows, member) if report is None or row["report"] <= report]
     if not own:
-        raise RunFolderError(f"member {member} has made no report: there is no schedule. Let the sweep go on.")
+        raise RunFolderError(f"member {member} has made no report: it has no schedule. Let the sweep go on.")
     end = own[-1]
     changes = [row for row in own[:-1] if row["decision"]["action"] != "go on"]
     if not changes:

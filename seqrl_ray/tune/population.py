@@ -8,8 +8,8 @@ state is the log's, so that a board read again goes on with the same ages, score
 
 A member reports (number of the report, steps, score) and is told what to do: go on, copy, or begin anew. Who
 copies takes over what the donor had learned at the donor's newest report, so score and weights are of one
-moment. Until its own next report, who copied keeps its old place in the ranking (or else the next in line would
-be the worst, and copy too) and is nobody's donor.
+moment. Until its own next report, who copied keeps its old place in the ranking (or else the next in line
+would be the worst, and copy too) and is nobody's donor.
 """
 
 from __future__ import annotations

@@ -75,8 +75,6 @@ class TrialRun:
         self.folder = RunFolder(folder, recipe, resumed=checkpoint is not None, clock_s=clock_s)
         self.env_steps = int(self._own.get("env_steps", 0))
         self.values: Values = {}
-        self.learner_lost = False
-        """A learner died and was restored from a checkpoint: what was changed since is to be changed again."""
         self._train_s = float(self._own.get("train_s", 0.0))
         self._last: dict[str, Any] = {}
 

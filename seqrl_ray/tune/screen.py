@@ -1,4 +1,4 @@
-"""What people watch while a sweep goes on: one line every now and then, from what Tune hears of its trials."""
+"""What people watch while a sweep goes on: a line now and then, from what Tune hears of its trials."""
 
 from __future__ import annotations
 

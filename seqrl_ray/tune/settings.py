@@ -89,7 +89,7 @@ class SchedulerSettings(Settings):
     )
     replay: Literal["keep", "share", "clear"] = key(
         "keep",
-        "who copies a winner keeps its own replay, takes over the winner's, or begins with an empty one (pbt)",
+        "who copies keeps its own replay, takes over the donor's, or begins with an empty one (pbt)",
     )
     reduction: float = key(4.0, "asha: one of so many trials goes on", gt=1.0)
 

@@ -119,14 +119,6 @@ def run_population(plan: Plan, root: Path, room: Room, screen: Screen) -> Outcom
         )
     finally:
         ray.kill(actor, no_restart=True)
-    rows = read_log(root / LOG)
-    ended = {row["member"] for row in rows if row["event"] == "report" and row["last"]}
-    return _judged(outcome, all_ended=len(ended) == size, any_report=any(r["event"] == "report" for r in rows))
-
-
-def _judged(outcome: Outcome, *, all_ended: bool, any_report: bool) -> Outcome:
-    if outcome.errors and not all_ended and not any_report:
-        return Outcome("failed", outcome.errors)
     return outcome
 
 
@@ -300,6 +292,6 @@ def open_sweep(root: Path) -> Path:
     missing = [name for name in (SWEEP, RECIPE) if not (root / name).is_file()]
     if missing:
         raise RunFolderError(
-            f"{root} is not a sweep's folder: it has no {' and no '.join(missing)}. Name a sweep's own folder."
+            f"{root} is not a sweep's folder: it has no {' and no '.join(missing)}. Name a sweep's own."
         )
     return root
