@@ -142,8 +142,7 @@ def coordinates(sweep: Sweep) -> Drawing | None:
         axes.set_yticks([])
         axes.set_ylim(-0.05, 1.05)
         axes.grid(False)
-        for side in axes.spines.values():
-            side.set_visible(False)
+        axes.spines[:].set_visible(False)
         alt = f"{len(stretches)} stretches of life under unchanged values, and the scores they ended with."
         caption = (
             "One line per stretch of a trial's life under unchanged values, to the score at its end. Blue: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,19 +123,25 @@ def run_population(plan: Plan, root: Path, room: Room, screen: Screen) -> Outcom
 
 
 def fit(
-    plan: Plan, root: Path, trainable: Any, space: Mapping[str, Any], config: Any, screen: Screen
+    plan: Plan,
+    root: Path,
+    trainable: Any,
+    space: Mapping[str, Any],
+    config: Any,
+    screen: Screen,
+    *,
+    keep: int | None = None,
 ) -> Outcome:
     """Have Tune run the trials, and say how it ended."""
-    _quieten(plan)
     stored = root.absolute() / "tune"
     sessions = len(list(stored.glob("session-*"))) if stored.is_dir() else 0
     tuner = tune.Tuner(
         trainable,
         param_space=dict(space),
         tune_config=config,
-        run_config=run_config(plan, stored, f"session-{sessions + 1}", screen),
+        run_config=run_config(plan, stored, f"session-{sessions + 1}", screen, keep=keep),
     )
-    return ended(plan, screen, lambda: tuner.fit())
+    return ended(plan, screen, tuner.fit)
 
 
 def run_config(plan: Plan, stored: Path, name: str, screen: Screen, *, keep: int | None = None) -> Any:
@@ -150,8 +156,9 @@ def run_config(plan: Plan, stored: Path, name: str, screen: Screen, *, keep: int
     )
 
 
-def ended(plan: Plan, screen: Screen, run: Any) -> Outcome:
+def ended(plan: Plan, screen: Screen, run: Callable[[], Any]) -> Outcome:
     """Run Tune and say how it ended."""
+    _quieten(plan)
     began = time.monotonic()
     grid = run()
     errors = [str(error) for error in grid.errors]
