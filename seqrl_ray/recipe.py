@@ -277,23 +277,23 @@ def shipped(kind: str = "envs") -> tuple[str, ...]:
 
 
 def find(recipe: str, kind: str = "envs") -> Path:
-    """Return the file that `recipe` names: a path, or a shipped recipe's name with or without `envs/` and
-    `.toml`.
+    """Return the file that `recipe` names: a path, or a shipped name with or without its folder (`envs/`, for
+    a sweep `tune/`) and `.toml`.
 
-    Raises: RecipeError: no such file; the message names the closest shipped recipe.
+    Raises: RecipeError: no such file; the message names the closest shipped one.
     """
-    path = Path(recipe)
+    path, what = Path(recipe), "sweep" if kind == "tune" else "recipe"
     if path.is_file():
         return path.resolve()
     if path.is_dir():
-        raise RecipeError(f"{recipe} is a folder, not a recipe. Name a .toml file in it.")
+        raise RecipeError(f"{recipe} is a folder, not a {what}. Name a .toml file in it.")
     name = recipe.removeprefix(f"{kind}/").removesuffix(".toml")
     inside = data_root(kind) / f"{name}.toml"
     if inside.is_file():
         return inside
     known = shipped(kind)
     raise RecipeError(
-        f"{recipe} is neither a file nor a shipped recipe.{did_you_mean(name, known)} "
+        f"{recipe} is neither a file nor a shipped {what}.{did_you_mean(name, known)} "
         f"Shipped: {', '.join(known)}."
     )
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from seqrl_ray.algorithms import settings_class
-from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.errors import RecipeError
 from seqrl_ray.loops.build import held_out_seeds
 from seqrl_ray.loops.living import mutable_recipe_keys
-from seqrl_ray.loops.preflight import preflight
 from seqrl_ray.recipe import Recipe, load, resolve
 from seqrl_ray.tune.population import Rules
 from seqrl_ray.tune.settings import POPULATIONS, DimensionSettings, SweepSettings, Value
@@ -123,7 +122,6 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
         )
     for name, dimension in sweep.search.items():
         _check_key(plan, name, dimension)
-    preflight(plan.base)
     return plan
 
 
@@ -161,7 +159,7 @@ def _check_key(plan: Plan, name: str, dimension: DimensionSettings) -> None:
     if name not in known:
         raise RecipeError(
             f"search.{name} is not mutable: a living run cannot change it, and scheduler.kind="
-            f"{plan.sweep.scheduler.kind!r} changes living runs.{did_you_mean(name, known)} Mutable here: "
+            f"{plan.sweep.scheduler.kind!r} changes living runs. Mutable here: "
             f"{', '.join(known)}."
         )
     section, _, plain = name.partition(".")
