@@ -51,8 +51,8 @@ def search(key: str, *, low: float = 1.0, high: float = 2.0) -> str:
 CASES: dict[str, tuple[list[str], str]] = {
     "no sweep": (
         [],
-        "no sweep is given: there is nothing to search. Name a .toml file or a shipped sweep, e.g. seqrl tune "
-        "cartpole_pbt.",
+        "no sweep is given: there is nothing to search. Name a .toml file or a shipped sweep, e.g. seqrl "
+        "tune cartpole_pbt.",
     ),
     "shipped sweep, misspelt": (
         ["cartpol_pbt"],
@@ -105,12 +105,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "a key that does not exist": (
         ["sweep.toml", search("algorithm.learning_rat", low=0.1, high=0.2)],
-        'search.algorithm.learning_rat: algorithm.learning_rat is not a setting. Did you mean "learning_rate"?',
+        'search.algorithm.learning_rat: algorithm.learning_rat is not a setting. Did you mean "learning_rate',
     ),
     "bounds that the recipe refuses": (
         ["sweep.toml", "search.algorithm.learning_rate.high=2.0"],
-        "search.algorithm.learning_rate: algorithm.learning_rate=2.0 is refused: input should be less than or "
-        "equal to 1. Change algorithm.learning_rate.",
+        "search.algorithm.learning_rate: algorithm.learning_rate=2.0 is refused: input should be less than "
+        "or equal to 1. Change algorithm.learning_rate.",
     ),
     "a base recipe that is not there": (
         ["sweep.toml", "recipe=nowhere"],
@@ -136,8 +136,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "the folder is taken": (
         ["sweep.toml", "--run-dir", "notes"],
-        "--run-dir=notes exists and is not an empty folder: a new run would overwrite it. Name another folder, "
-        "or give --resume notes to go on with it.",
+        "--run-dir=notes exists and is not an empty folder: a new run would overwrite it. Name another "
+        "folder, or give --resume notes to go on with it.",
     ),
     "an environment that does not exist": (
         ["sweep.toml", "recipe.env.id=CartPol-v1"],
@@ -230,4 +230,4 @@ def test_every_shipped_sweep_fits_its_recipe(name, monkeypatch):
     settings, folder = load_sweep(name)
     plan = make_plan(settings, folder)
     assert plan.base.stop.env_steps == settings.budget.env_steps
-    assert settings.budget.env_steps // settings.scheduler.report_env_steps >= 5, "too few looks to be a search"
+    assert settings.budget.env_steps // settings.scheduler.report_env_steps >= 5, "too few looks for a search"

@@ -55,8 +55,8 @@ def test_a_population_that_cannot_be_placed_at_once_is_refused_with_the_arithmet
     with pytest.raises(RecipeError) as refused:
         room(sweep(trial={"cpus": 1.0}), 2)
     assert str(refused.value) == (
-        "trials=4 x 1 process x trial.cpus=1 = 4 CPUs and 4 x trial.gpus=0 = 0 GPUs, and there are 2 CPUs and 0 "
-        "GPUs: the population cannot be placed at once, and pbt pauses nobody. Lower trials, trial.cpus or "
+        "trials=4 x 1 process x trial.cpus=1 = 4 CPUs and 4 x trial.gpus=0 = 0 GPUs, and there are 2 CPUs "
+        "and 0 GPUs: the population cannot be placed at once, and pbt pauses nobody. Lower trials, trial.cpus or "
         "trial.gpus, or add nodes."
     )
     with pytest.raises(RecipeError, match=r"trials=4 x 4 processes x trial.cpus=0.5 = 8 CPUs"):
@@ -174,7 +174,7 @@ def test_a_chain_is_the_stretches_that_made_the_weights():
         row(2, 2, 190),
         row(0, 2, 205, "copy", values={"rate": 0.6}, donor=2, donor_report=2),
         row(0, 3, 305),
-        row(0, 4, 400, "copy", values={"rate": 0.9}, donor=1, donor_report=2),  # after the end: not its weights
+        row(0, 4, 400, "copy", values={"rate": 0.9}, donor=1, donor_report=2),  # after its end
     ]
     found = chain(rows, 0)
     assert [(s.member, s.from_steps, s.to_steps, s.values["rate"]) for s in found] == [
