@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "train"]
+__all__ = ["__version__", "evaluate", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"train", "evaluate"}:
+    if name in {"train", "evaluate", "tune"}:
         from seqrl_ray import api
 
         return getattr(api, name)

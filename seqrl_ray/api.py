@@ -190,6 +190,65 @@ def replay_data(run: str | Path, folder: str | Path) -> dict[str, Any]:
     return replay_into(Path(run), Path(folder))
 
 
+def tune(
+    sweep: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: str | Path | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Run a sweep from the start.
+
+    Args:
+        sweep: path or shipped name of the sweep file.
+        overrides: `dotted.key=value`, applied on top; `recipe.dotted.key=value` changes the base recipe.
+        run_dir: folder of the sweep; None: `runs/<name>-<time>` here.
+        address: Ray cluster to join; None: a Ray of our own on this machine.
+        quiet: no progress lines.
+    Returns: the sweep's folder and its summary.
+    Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
+    """
+    from seqrl_ray.sweeping import new_sweep
+
+    return Result(*new_sweep(sweep, overrides, run_dir=run_dir, address=address, quiet=quiet))
+
+
+def resume_tune(
+    folder: str | Path, overrides: Sequence[str] = (), *, address: str | None = None, quiet: bool = False
+) -> Result:
+    """Go on with a sweep in its folder; only `budget.wall_s` and keys of `[trial]` may be changed.
+
+    Raises: SeqrlError: no sweep there, or bad input.
+    """
+    from seqrl_ray.sweeping import resumed_sweep
+
+    return Result(*resumed_sweep(Path(folder), overrides, address=address, quiet=quiet))
+
+
+def replay_schedule(
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: str | Path | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Train one run with the schedule of values that a sweep's winner had.
+
+    Args:
+        folder: the sweep's.
+        overrides: `dotted.key=value` on top of the sweep's base recipe, e.g. `seed=7`.
+        run_dir: as in `train`.
+        address: as in `train`.
+        quiet: as in `train`.
+    Raises: SeqrlError: no winner there, or bad input.
+    """
+    from seqrl_ray.sweeping import replayed
+
+    return Result(*replayed(Path(folder), overrides, run_dir=run_dir, address=address, quiet=quiet))
+
+
 def watch(
     run: str | Path, *, seed: int | None = None, delay_ms: int = 100, binary: str = "sumo-gui"
 ) -> list[int]:
@@ -249,7 +308,7 @@ def _run(
     began = time.monotonic()
     if checkpoint is None:
         check_new(path)
-        recipe = _with_data(recipe, local=local, address=address, quiet=quiet)
+        recipe = with_data(recipe, local=local, address=address, quiet=quiet)
     plan = preflight(recipe, checkpoint)
     driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))
@@ -277,7 +336,7 @@ def _run(
     return Result(path, summary)
 
 
-def _with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool) -> Recipe:
+def with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool) -> Recipe:
     """Return the recipe with its dataset's absolute path; collects the dataset first where it is missing and
     the recipe says how.
     """

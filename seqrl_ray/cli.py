@@ -1,4 +1,4 @@
-"""The command line: `seqrl train | evaluate | data | report | check | doctor | bench`.
+"""The command line: `seqrl train | evaluate | tune | data | report | check | doctor | bench`.
 
 Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
 interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from seqrl_ray import __version__
 from seqrl_ray.cli_data import data
+from seqrl_ray.cli_tune import tune
 from seqrl_ray.errors import RecipeError, SeqrlError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data)
+app.command()(tune)
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -154,9 +156,12 @@ def evaluate(
 
 @app.command()
 def report(run: RunFolder) -> None:
-    """Draw a run's report.html anew and print its table."""
-    from seqrl_ray.report import html
+    """Draw a run's (or a sweep's) report.html anew, and print a run's table."""
+    from seqrl_ray.report import html, sweep_html
 
+    if (run / "sweep.toml").is_file():
+        typer.echo(f"report: {sweep_html(run)}")
+        return
     html(run)
     _show(run)
 

@@ -282,23 +282,23 @@ def shipped(kind: str = "envs") -> tuple[str, ...]:
 
 
 def find(recipe: str, kind: str = "envs") -> Path:
-    """Return the file that `recipe` names: a path, or a shipped recipe's name with or without `envs/` and
-    `.toml`.
+    """Return the file that `recipe` names: a path, or a shipped name with or without its folder (`envs/`, for
+    a sweep `tune/`) and `.toml`.
 
-    Raises: RecipeError: no such file; the message names the closest shipped recipe.
+    Raises: RecipeError: no such file; the message names the closest shipped one.
     """
-    path = Path(recipe)
+    path, what = Path(recipe), "sweep" if kind == "tune" else "recipe"
     if path.is_file():
         return path.resolve()
     if path.is_dir():
-        raise RecipeError(f"{recipe} is a folder, not a recipe. Name a .toml file in it.")
+        raise RecipeError(f"{recipe} is a folder, not a {what}. Name a .toml file in it.")
     name = recipe.removeprefix(f"{kind}/").removesuffix(".toml")
     inside = data_root(kind) / f"{name}.toml"
     if inside.is_file():
         return inside
     known = shipped(kind)
     raise RecipeError(
-        f"{recipe} is neither a file nor a shipped recipe.{did_you_mean(name, known)} "
+        f"{recipe} is neither a file nor a shipped {what}.{did_you_mean(name, known)} "
         f"Shipped: {', '.join(known)}."
     )
 
@@ -325,7 +325,7 @@ def load(
     except (UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}.") from None
     for override in overrides:
-        _apply_override(table, override)
+        apply_override(table, override)
     table.setdefault("folder", str(path.parent))
     return resolve(table, algorithm_settings=algorithm_settings)
 
@@ -379,7 +379,8 @@ def policy_algorithm(recipe: Recipe, policy_id: str) -> dict[str, Any]:
     return {**base, **recipe.policies[policy_id].algorithm}
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set `dotted.key=value` in `table`. Raises: RecipeError: it is not of that form, or leads nowhere."""
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):

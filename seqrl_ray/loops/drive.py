@@ -53,7 +53,10 @@ class Advance:
 class Session(Protocol):
     """A run in being."""
 
-    recipe: Recipe
+    @property
+    def recipe(self) -> Recipe:
+        """What is run, as it stands."""
+        ...
 
     @property
     def lag(self) -> LagCounter:

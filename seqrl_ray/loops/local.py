@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from seqrl_ray.errors import CheckpointError, RecipeError
-from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops import checkpoints, living
 from seqrl_ray.loops.build import SHARDS, rollout, stream_seed
 from seqrl_ray.loops.drive import Advance, Failure
 from seqrl_ray.loops.evaluate import POLICY
@@ -73,8 +73,17 @@ class LocalSession:
 
     def advance(self, seconds: float) -> Advance:
         """Take turns for about `seconds`."""
+        return self.advance_to(0, seconds)
+
+    def advance_to(self, env_steps: int, seconds: float) -> Advance:
+        """Take turns until `env_steps` are made (0 = no limit), for about `seconds` at most."""
         until, notes = time.monotonic() + seconds, self.trainer.learner.compiling.notes
-        while not (self.trainer.done or notes or time.monotonic() >= until):
+        while not (
+            self.trainer.done
+            or notes
+            or time.monotonic() >= until
+            or 0 < env_steps <= self.trainer.counters.env_steps
+        ):
             self.trainer.turn()
         judged, self._judged = self._judged, []
         return Advance(
@@ -99,10 +108,34 @@ class LocalSession:
     def judge_interim(self, seeds: Sequence[int]) -> None:
         """Evaluate the present weights now: here, or in a process of its own beside a running simulation."""
         at = {"env_steps": self.trainer.counters.env_steps, "updates": self.trainer.learner.updates}
+        self._judged.append((at, self.judge_now(seeds)))
+
+    def judge_now(self, seeds: Sequence[int]) -> list[EpisodeEnd]:
+        """Play one greedy episode per seed with the present weights."""
         weights = self.trainer.learner.all_weights(self.trainer.progress)
         workers = 1 if self.recipe.env.kind == "traffic" else 0
-        ends = play_jobs(self.recipe, [Job(POLICY, tuple(seeds))], weights, workers=workers)[POLICY]
-        self._judged.append((at, ends))
+        return play_jobs(self.recipe, [Job(POLICY, tuple(seeds))], weights, workers=workers)[POLICY]
+
+    def learned(self) -> living.Learned:
+        """Return a copy of what was learned."""
+        return living.learned(self.trainer)
+
+    def adopt(
+        self,
+        learned: living.Learned | None,
+        *,
+        replay: living.Replay = "keep",
+        donor: Path | None = None,
+    ) -> None:
+        """Go on from another run's `learned()`; see `seqrl_ray.loops.living`."""
+        living.adopt(self.trainer, learned, replay=replay, donor=donor)
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Change mutable recipe keys, dotted."""
+        living.set_values(self.trainer, values)
+        self.recipe = self.trainer.recipe
+        self.rollout.set_hparams(living.algorithm_part(values))
+        self.trainer.source.offer(self.trainer.learner.all_weights(self.trainer.progress))
 
     def judge_final(
         self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]

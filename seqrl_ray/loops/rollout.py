@@ -271,6 +271,11 @@ class Rollout:
         for policy_id, acting in self.acting.items():
             acting.slot_params = self._slot_params(acting.algorithm, self.env.groups[policy_id], progress)
 
+    def set_hparams(self, values: Mapping[str, Any]) -> None:
+        """Act with changed mutable hyper-parameters from the next `load` or `set_progress` on."""
+        for acting in self.acting.values():
+            acting.algorithm.set_hparams(values)
+
     def fragment(self) -> Fragment:
         """Make `fragment_steps` vector steps."""
         episodes: list[EpisodeEnd] = []

@@ -169,6 +169,15 @@ class RunFolder:
         self._row("failure", **row)
         self._metrics.flush()
 
+    def change(self, event: str, *, env_steps: int, **fields: Any) -> None:
+        """Write what a sweep changed in this run."""
+        self._row("sweep", event=event, env_steps=env_steps, **fields)
+        self._metrics.flush()
+
+    def flush(self) -> None:
+        """Have everything written so far in the file."""
+        self._metrics.flush()
+
     def summary(self, status: str, counters: Mapping[str, Any], lag: LagCounter) -> dict[str, Any]:
         """Write and return `summary.json`.
 
@@ -220,6 +229,8 @@ class RunFolder:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line a kill cut short: the rows around it are whole
+            if row.get("rolled_back"):
+                continue  # a sweep took this run up again from before it
             if row.get("kind") == "evaluation" and not row["final"]:
                 self._compare(row["episodes"], row["env_steps"], row["updates"])
             if row.get("kind") == "failure":

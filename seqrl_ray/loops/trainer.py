@@ -96,7 +96,7 @@ class Trainer:
     recipe: Recipe
     learner: Learner
     shards: Mapping[str, ReplayShard]
-    pacing: Mapping[str, Pacing]
+    pacing: dict[str, Pacing]
     source: FragmentSource
     counters: Counters = field(default_factory=Counters)
     lag: LagCounter = field(default_factory=LagCounter)

@@ -272,6 +272,17 @@ class ReplayShard:
         self._counters.version += 1
         return self.store.keep_best(rows)
 
+    def respec(self, spec: SampleSpec) -> None:
+        """Read items by another spec of the same items from now on: another discount."""
+        if any(getattr(spec, name) != getattr(self.spec, name) for name in _ITEM_RULES):
+            raise ReplayError(f"{spec} makes other items than {self.spec}: what is stored has none of them.")
+        self.spec = spec
+
+    def own_rows(self, seed: int) -> None:
+        """Make another run's rows, just restored, ours: no stream goes on, draws follow `seed`."""
+        self.store.forget_writers()
+        self._rng = np.random.default_rng(seed)
+
     def begin_snapshot(self, folder: Path) -> Snapshot:
         """Freeze the present version; its `write_slice` is then called between other calls until it returns
         True.

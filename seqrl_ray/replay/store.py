@@ -162,6 +162,10 @@ class Store:
         self._evict(freed)
         return int(freed.size)
 
+    def forget_writers(self) -> None:
+        """Close every open stream as cut; what any writer sends from now on is new."""
+        self._close(self.streams.forget())
+
     def live_rows(self) -> Int64Array:
         """Rows that hold something, ascending."""
         return np.flatnonzero(self.offset >= 0)

@@ -118,6 +118,15 @@ class Streams:
         self._writers[name] = _Writer(writer.incarnation, True)
         return cut
 
+    def forget(self) -> Int64Array:
+        """Forget all writers, dead ones too: what any of them sends from now on opens new segments.
+
+        Returns: the segments that were open.
+        """
+        cut = [_open_segments(writer.slots) for writer in self._writers.values() if not writer.gone]
+        self._writers.clear()
+        return np.concatenate([np.zeros(0, np.int64), *cut])
+
     @property
     def open(self) -> int:
         """Streams that may still grow."""

@@ -31,6 +31,26 @@ def html(run: Path) -> Path:
     return target
 
 
+def sweep_html(sweep: Path) -> Path:
+    """Write `report.html` into a sweep's folder, in the look of a run's.
+
+    Args:
+        sweep: a sweep's folder: sweep.toml, and board.jsonl or trials.jsonl; summary.json may be missing.
+
+    Returns:
+        The path of the file written (over an older one).
+
+    Raises:
+        RunFolderError: `sweep` is no sweep's folder, or a file in it cannot be read.
+    """
+    from seqrl_ray.report.sweep_folder import read_sweep
+    from seqrl_ray.report.sweep_page import render
+
+    target = Path(sweep) / "report.html"
+    target.write_text(render(read_sweep(Path(sweep))), encoding="utf-8")
+    return target
+
+
 def table(run: Path) -> RenderableType:
     """Return the outcome of a run for a terminal: what it comes to, the controllers, what went wrong.
 

@@ -142,7 +142,7 @@ def read_run(path: Path) -> RunFolder:
             "Give the folder that `seqrl train` printed."
         )
     notes: list[str] = []
-    rows = _rows(path / "metrics.jsonl", notes)
+    rows = [row for row in _rows(path / "metrics.jsonl", notes) if not row.get("rolled_back")]
     summary = _json(path / "summary.json")
     failures = [row for row in rows if row.get("kind") == "failure"] or summary.get("failures") or []
     return RunFolder(

@@ -77,6 +77,10 @@ class RolloutActor:
         self._take({} if weights is None else unpack(weights), progress)
         return pack_fragment(self.rollout.fragment())
 
+    def set_hparams(self, values: Mapping[str, Any]) -> None:
+        """Act with changed mutable hyper-parameters."""
+        self.rollout.set_hparams(values)
+
     def open_episodes(self) -> Any:
         """Return the rollout's state, or None where the environment cannot rebuild an episode."""
         return self.rollout.state()

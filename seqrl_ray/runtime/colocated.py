@@ -6,20 +6,25 @@ Learner and shard are one failure unit: its death restores weights and replay fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from seqrl_ray.errors import DivergedError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Advance
+from seqrl_ray.loops.evaluate import POLICY
+from seqrl_ray.loops.judge import Job
+from seqrl_ray.loops.living import Replay, algorithm_part, changed
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.learner import ColocatedLearner, LearnerReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession
+from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
 from seqrl_ray.runtime.supervisor import threads_env
+from seqrl_ray.types_env import EpisodeEnd
 
 
 class ColocatedSession(RaySession):
@@ -37,6 +42,8 @@ class ColocatedSession(RaySession):
         """Start the processes; arguments as in `RaySession`."""
         super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
         self._new: dict[int, tuple[Any, bool]] = {}
+        self.gives_up_diverged = False
+        """Lost weights are the caller's concern, and not a death that a checkpoint mends."""
         for index in range(recipe.actors.count):
             self._new[index] = (self.supervisor.make_actor(index), False)
         self.groups = self.first_groups()
@@ -63,10 +70,21 @@ class ColocatedSession(RaySession):
 
     def advance(self, seconds: float) -> Advance:
         """Let the learner run, and mend what broke."""
+        return self.advance_to(0, seconds)
+
+    def advance_to(self, env_steps: int, seconds: float) -> Advance:
+        """Let the learner run until `env_steps` are made (0 = no limit), and mend what broke.
+
+        Raises: DivergedError: the weights are lost, and `gives_up_diverged`.
+        """
         new, self._new = self._new, {}
         try:
-            report: LearnerReport = ray.get(self._learner.run_for.remote(seconds, new, self.supervisor.board))
+            report: LearnerReport = ray.get(
+                self._learner.run_for.remote(seconds, new, self.supervisor.board, env_steps)
+            )
         except (RayTaskError, RayActorError) as error:
+            if self.gives_up_diverged and isinstance(cause_of(error), DivergedError):
+                raise cause_of(error) from None
             report = self._replace_learner(seconds, error)
         self.last = {k: int(report.row[k]) for k in self.last}
         self.lag = LagCounter(report.lag)
@@ -127,6 +145,65 @@ class ColocatedSession(RaySession):
                 ray.get(self._learner.save.remote(root, {**trees, **own}, wait))
                 return
             except (RayTaskError, RayActorError) as error:
+                self._replace_learner(0.0, error)
+
+    # ------------------------------------------------------------------------------------------- in a sweep
+
+    def judge_now(self, seeds: Sequence[int]) -> list[EpisodeEnd]:
+        """Play one greedy episode per seed with the present weights, and wait for them."""
+        while self._interim is not None:  # an evaluation in between goes first
+            ray.wait([self._interim[0]])
+            self.interim_results()
+        weights, job = self._asked("present_weights"), Job(POLICY, tuple(seeds))
+        while True:
+            if self._evaluator is None:
+                self._evaluator = self.supervisor.make_evaluator(self.placement.evaluator_cpus)
+            try:
+                ends: list[EpisodeEnd] = ray.get(
+                    self._evaluator.play.remote(job, weights), timeout=self.recipe.evaluation.hang_timeout_s
+                )
+                self._played(job)
+                return ends
+            except (RayTaskError, RayActorError, GetTimeoutError) as error:
+                self.supervisor.count("evaluator", error)
+                self._died_with(job)
+                self.supervisor.end(self._evaluator)
+                self._evaluator = None
+
+    def learned(self) -> list[Any]:
+        """Return a reference to a copy of what was learned, in a list."""
+        found: list[Any] = self._asked("learned")
+        return found
+
+    def adopt(
+        self, learned: list[Any] | None, *, replay: Replay = "keep", donor: Path | None = None
+    ) -> None:
+        """Go on from what another run's `learned()` refers to; see `seqrl_ray.loops.living`.
+
+        Raises: ray.exceptions.ObjectLostError: the run that `learned` is of has gone, and it with it.
+        """
+        try:
+            ray.get(self._learner.adopt.remote(learned, replay, donor))
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise error.cause from None
+            raise
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Change mutable recipe keys, dotted."""
+        self.recipe = self.supervisor.recipe = changed(self.recipe, values)  # replacements begin with them
+        self._asked("set_values", dict(values))
+        for actor in self.supervisor.actors.values():  # a dead one is found so by the learner
+            actor.set_hparams.remote(algorithm_part(values))
+        if self._evaluator is not None:
+            self._evaluator.use.remote(self.recipe)
+
+    def _asked(self, method: str, *arguments: Any) -> Any:
+        """Call the learner; if it is dead, replace it first."""
+        while True:
+            try:
+                return ray.get(getattr(self._learner, method).remote(*arguments))
+            except RayActorError as error:
                 self._replace_learner(0.0, error)
 
     def close(self) -> None:

@@ -28,6 +28,10 @@ class Evaluator:
         """Play one job."""
         return play_job(self.recipe, job, weights)
 
+    def use(self, recipe: Recipe) -> None:
+        """Play with another recipe of the same environment from now on."""
+        self.recipe = recipe
+
     def pid(self) -> int:
         """Process id, for kill tests and for people."""
         return os.getpid()

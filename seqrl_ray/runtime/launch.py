@@ -40,12 +40,13 @@ KNOCK_S = 10.0
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block: to the cluster at `address`, or to one of our own that ends with
     it.
 
     Args:
         address: `host:port`, `ray://host:port`, `auto` (the cluster this machine is part of), or None.
+        cpus: that a Ray of our own shall count; None: as many as one run could ever ask for.
     Raises: RecipeError: no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -54,7 +55,8 @@ def connected(address: str | None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address in (None, "local"):
-        options.update(address="local", include_dashboard=False, num_cpus=max(os.cpu_count() or 1, 64))
+        count = cpus or max(os.cpu_count() or 1, 64)
+        options.update(address="local", include_dashboard=False, num_cpus=count)
     else:
         _knock(str(address))
         options["address"] = address

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops import checkpoints, living
 from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import Finished, make_trainer
@@ -225,13 +225,16 @@ class ColocatedLearner:
         """Process id, for kill tests and for people."""
         return os.getpid()
 
-    def run_for(self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any) -> LearnerReport:
+    def run_for(
+        self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any, env_steps: int = 0
+    ) -> LearnerReport:
         """Train for about this long; or until the budget is spent, an actor is lost, or there is news.
 
         Args:
             seconds: wall time.
             actors: new or replaced actors: index -> (handle, whether it replaces a lost one).
             board: where weights go.
+            env_steps: come back when so many are made; 0 = no limit.
         """
         for index, (actor, replacement) in actors.items():
             if replacement:
@@ -245,6 +248,7 @@ class ColocatedLearner:
         while (
             time.monotonic() < until
             and not self.trainer.done
+            and not 0 < env_steps <= self.trainer.counters.env_steps
             and not self.source.lost
             and not compiling.notes
         ):
@@ -274,6 +278,25 @@ class ColocatedLearner:
     def publish_to(self, board: Any) -> None:
         """Fill a new board."""
         ray.get(board.publish.remote(self._weights()))
+
+    def present_weights(self) -> dict[str, Weights]:
+        """Return the weights as they are now; those on the board may be a moment older."""
+        return self._weights()
+
+    def learned(self) -> list[Any]:
+        """Return a reference to a copy of what was learned, in a list so that Ray hands the reference on."""
+        return [ray.put(living.learned(self.trainer))]
+
+    def adopt(self, learned: list[Any] | None, replay: living.Replay, donor: Path | None) -> None:
+        """Go on from what another run's `learned` refers to; see `seqrl_ray.loops.living`."""
+        given = None if learned is None else ray.get(learned[0])
+        living.adopt(self.trainer, given, replay=replay, donor=donor)
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Change mutable recipe keys, dotted."""
+        living.set_values(self.trainer, values)
+        self.recipe = self.trainer.recipe
+        self.publisher.every_s = self.recipe.learner.publish_every_s
 
     def settle(self) -> None:
         """Take the fragments on their way and learn from them, asking for no more."""
