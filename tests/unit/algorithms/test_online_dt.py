@@ -139,8 +139,12 @@ def test_a_cold_draw_is_the_likeliest_action_and_a_hot_one_is_not(group: str) ->
     for heat in (1e-6, 1.0, 9.0):
         algorithm = build(group, target_return=1.0, online_target_return=1.0, explore_temperature=heat)
         states = algorithm.initial_state(len(GROUPS[group].slots))
-        draws = [algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "explore")[0] for s in (0, 1)]
-        best = [algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "greedy")[0] for s in (0, 1)]
+        draws = [
+            algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "explore")[0] for s in (0, 1)
+        ]
+        best = [
+            algorithm.act(act_input(algorithm, GROUPS[group], seed=s), states, "greedy")[0] for s in (0, 1)
+        ]
         actions[heat] = float(np.abs(np.array(draws) - np.array(best)).mean())
     assert actions[1e-6] < 1e-4 < actions[1.0] < actions[9.0]
 
