@@ -61,7 +61,6 @@ class LearnedState(NamedTuple):
 
     online: Tensor
     target: Tensor
-    """`online` itself where no slow copy is kept."""
     first_moment: Tensor
     second_moment: Tensor
 

@@ -5,14 +5,12 @@ Source: Zheng, Zhang and Grover (2022), arXiv:2202.05607. Minimises -(log-likeli
 the actions in windows, with lambda driven so that the entropy holds its target; returns-to-go come from the
 rewards really earned, whatever return was asked for when acting (hindsight). Actors ask for
 `online_target_return` and draw actions; evaluation asks for `target_return` and takes tanh(mean).
-With `return_quantile` the network itself says which return to ask for, as in `decision_transformer`.
 Departs from it: the entropy's mean is over valid steps only; discrete actions, with their exact entropy; the
 network as `networks/decision_transformer.py` says (no action token after the last step). LAMB (You et al.
 2020, arXiv:1904.00962) as NVIDIA's version: bias-corrected, decay inside the trust ratio, one ratio per
 tensor; its own clip of the norm at 1 is left out, because the gradient was clipped below that before.
 lambda is learned by Adam in the same vectors, so that checkpoints, exploits and resumes carry it.
-Reads Windows with returns-to-go; returns one priority per window, the mean softplus of its steps' negative
-log-likelihood.
+Reads Windows with returns-to-go; a window's priority is the mean softplus of its steps' -log-likelihood.
 Dims: S slots, U updates in one call, B batch, K window steps, A action values or dimensions, P parameters.
 """
 
@@ -52,8 +50,8 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
 
     def slot_params(self, progress: float, rank: Array, total: int) -> dict[str, Array]:
         """Return the returns that each slot asks for, when it explores and when it is judged."""
-        asked = {"target_return": self.settings.target_return, "explore": self.settings.online_target_return}
-        return {name: np.full(len(rank), value, np.float32) for name, value in asked.items()}
+        keys, same = self.settings, np.ones(len(rank), np.float32)  # [S]
+        return {"target_return": keys.target_return * same, "explore": keys.online_target_return * same}
 
     @torch.inference_mode()
     def act(self, inputs: ActInput, state: Context, mode: Mode) -> tuple[Array, Context, Mapping[str, Array]]:
@@ -78,8 +76,8 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
                 score = score + deviation * inputs.rng.standard_normal(score.shape)
         if mode == "explore" and keys.explore_epsilon:
             other = inputs.rng.random(len(score)) < keys.explore_epsilon  # [S]
-            even = np.arctanh(inputs.rng.uniform(-1.0, 1.0, score[other].shape))  # its tanh is drawn evenly
-            score[other] = 0.0 if self.network.discrete else even  # and so is a softmax of zeros
+            even = np.arctanh(inputs.rng.uniform(-1.0, 1.0, score[other].shape))  # its tanh is uniform
+            score[other] = 0.0 if self.network.discrete else even
         return self.decide(score.astype(np.float32), inputs, mode), state, {}
 
     def drawn(self, batch: WindowTensors[Tensor]) -> WindowTensors[Tensor]:
@@ -110,9 +108,8 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
             entropy = -policy.log_prob(policy.draw(minibatch.extra["noise"]))  # [B, K]
         dual = temperature * (entropy.detach() - self._target_entropy)  # [B, K]
         terms = self.terms(torch.nn.functional.softplus(error), minibatch, {})
-        count = valid.sum()
         shown = {"entropy": entropy, "negative_log_likelihood": error}
-        means = {n: torch.where(valid, v.detach(), 0.0).sum() / count for n, v in shown.items()}
+        means = {n: torch.where(valid, v.detach(), 0.0).sum() / valid.sum() for n, v in shown.items()}
         loss = error - temperature.detach() * entropy + dual  # [B, K]
         if self.settings.return_quantile:
             loss = loss + self.return_loss(said, minibatch)  # [B, K]

@@ -36,20 +36,9 @@ class OnlineDtSettings(Settings):
         lt=1.0,
     )
     online_return_quantile: float = key(0.95, "the quantile that actors ask for then", gt=0.0, lt=1.0)
-    explore_epsilon: float = key(
-        0.0,
-        "chance that an actor's decision is a uniform draw: what is never tried is never found better",
-        ge=0.0,
-        le=1.0,
-        mutable=True,
-    )
+    explore_epsilon: float = key(0.0, "chance that an actor draws uniformly", ge=0.0, le=1.0, mutable=True)
     explore_temperature: float = key(
-        1.0,
-        "of actors' draws: divides logits, multiplies standard deviations; 1 = the policy itself, less is "
-        "closer to what it thinks best",
-        gt=0.0,
-        le=10.0,
-        mutable=True,
+        1.0, "of actors' draws: divides logits, multiplies deviations", gt=0.0, le=10.0, mutable=True
     )
     return_bins: int = key(64, "bins of the returns that the quantiles are read from", ge=2, le=10_000)
     return_scale: float = key(1000.0, "returns are divided by this before they are seen", gt=0.0)

@@ -169,7 +169,7 @@ class ReplayShard:
         if updates > 1 and isinstance(self.sampler, MassSampler):
             order = self._rng.permutation(
                 count
-            )  # strata are in order: without this a minibatch is one end of the store
+            )  # else a minibatch were one end of the store: strata lie in order
             rows, probability = rows[order], probability[order]
         probability = probability.reshape(updates, batch)
         if isinstance(self.sampler, UniformSampler):
@@ -266,9 +266,7 @@ class ReplayShard:
         return self.store.writer_gone(writer)
 
     def keep_best(self, rows: int) -> int:
-        """Let the episodes of the lowest return go until at most `rows` rows are stored; returns the rows
-        that left. See `Store.keep_best`.
-        """
+        """Let the worst episodes go until at most `rows` rows are stored; see `Store.keep_best`."""
         self._counters.version += 1
         return self.store.keep_best(rows)
 
