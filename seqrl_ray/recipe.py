@@ -96,7 +96,11 @@ class LearnerSettings(Settings):
     )
     threads: int | Literal["auto"] = key("auto", "torch threads; auto = cores the actors leave, at least one")
     publish_every_s: float = key(
-        0.25, "how often new weights go to the board", unit="s", ge=0.0, mutable=True
+        0.25,
+        "how often new weights go to the board, and to actors where whole episodes are learned from",
+        unit="s",
+        ge=0.0,
+        mutable=True,
     )
     checkpoint_every_s: float = key(
         120.0, "how often a checkpoint is written; 0 = only at the end", unit="s", ge=0.0

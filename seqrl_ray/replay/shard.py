@@ -167,9 +167,7 @@ class ReplayShard:
         count = updates * batch
         rows, probability = self.sampler.draw(count, self._rng)
         if updates > 1 and isinstance(self.sampler, MassSampler):
-            order = self._rng.permutation(
-                count
-            )  # else a minibatch were one end of the store: strata lie in order
+            order = self._rng.permutation(count)  # strata are in order: a minibatch were one end
             rows, probability = rows[order], probability[order]
         probability = probability.reshape(updates, batch)
         if isinstance(self.sampler, UniformSampler):
