@@ -1,14 +1,14 @@
 """Population based training: what the search itself costs, ours in place against Ray Tune's.
 
 A toy population, 4 trials of 30 reports of 50 ms of sleep, a look at whom to copy every 5 reports, 0.5 CPU
-and 1 MB of state each. Ideal are 1.5 s. All arms run through Ray Tune on one Ray; the clock of an arm runs from
-the moment its last trial begins its first report to the end of the last report, so starting the first four
+and 1 MB of state each. Ideal are 1.5 s. All arms run through Ray Tune on one Ray. The clock of an arm runs
+from the moment its last trial begins its first report to the end of the last one, so starting the first four
 processes is in none of them. What else is counted: processes started after the first four, and copies.
 
     overhead    `pbt` on its board; Tune's PBT with reuse_actors=True; Tune's PBT as it comes
-    copy        one copy of 16 MB between living members, from the report to the end of the load, our side alone
+    copy        one copy of 16 MB between living members, from the report to the end of the load, ours alone
 
-`--section`, `--repeats`, `--quick` as in every benchmark here; the arms alternate, a ratio is the median of the
+`--section`, `--repeats`, `--quick` as in every benchmark; the arms alternate, a ratio is the median of the
 ratios of the arms that lie beside each other.
 """
 
@@ -168,9 +168,8 @@ def arm(name: str, size: int, seed: int) -> dict[str, Any]:
     (folder / "diary").mkdir()
     try:
         _ours(folder, size, seed) if name == "pbt" else _theirs(folder, size, seed, name == "tune_reuse")
-        lines = [
-            json.loads(line) for file in (folder / "diary").iterdir() for line in file.read_text().splitlines()
-        ]
+        text = "".join(file.read_text() for file in (folder / "diary").iterdir())
+        lines = [json.loads(line) for line in text.splitlines()]
     finally:
         shutil.rmtree(folder)
     began: dict[Any, float] = {}

@@ -1,4 +1,4 @@
-"""Sweeps through a real Ray and a real Tune: a tiny population, and what Tune's own schedulers make of it."""
+"""A tiny population through a real Ray and a real Tune."""
 
 from __future__ import annotations
 

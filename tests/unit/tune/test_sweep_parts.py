@@ -56,8 +56,8 @@ def test_a_population_that_cannot_be_placed_at_once_is_refused_with_the_arithmet
         room(sweep(trial={"cpus": 1.0}), 2)
     assert str(refused.value) == (
         "trials=4 x 1 process x trial.cpus=1 = 4 CPUs and 4 x trial.gpus=0 = 0 GPUs, and there are 2 CPUs "
-        "and 0 GPUs: the population cannot be placed at once, and pbt pauses nobody. Lower trials, trial.cpus or "
-        "trial.gpus, or add nodes."
+        "and 0 GPUs: the population cannot be placed at once, and pbt pauses nobody. Lower trials, "
+        "trial.cpus or trial.gpus, or add nodes."
     )
     with pytest.raises(RecipeError, match=r"trials=4 x 4 processes x trial.cpus=0.5 = 8 CPUs"):
         room(sweep(trial={"cpus": 0.5}), 4, actors=2, one=False)
