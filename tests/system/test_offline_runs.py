@@ -54,5 +54,7 @@ def test_the_replay_of_several_shards_is_one_dataset(ray_here, tmp_path: Path) -
     made = train(run, *keys)
     found = api.replay_data(run, tmp_path / "set")
     dataset = Dataset.open(tmp_path / "set", verify=True)
-    assert found["left_out_steps"] + dataset.steps == made["env_steps"] < dataset.steps + 1_000
+    stored = found["left_out_steps"] + dataset.steps
+    assert made["env_steps"] <= stored < made["env_steps"] + 500  # shards may hold what is counted only next
+    assert found["left_out_steps"] < 1_000
     assert made["episodes"] == dataset.episodes == found["episodes"]
