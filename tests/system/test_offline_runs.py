@@ -55,7 +55,9 @@ def test_the_replay_of_several_shards_is_one_dataset(ray_here, tmp_path: Path) -
     found = api.replay_data(run, tmp_path / "set")
     dataset = Dataset.open(tmp_path / "set", verify=True)
     stored = found["left_out_steps"] + dataset.steps
-    assert made["env_steps"] <= stored < made["env_steps"] + 500  # shards may hold what is counted only next
+    on_the_way = 2 * 2 * 32  # steps: two actors, two fragments each
+    assert made["env_steps"] <= stored <= made["env_steps"] + on_the_way  # what is counted only next
     assert found["left_out_steps"] < 1_000
     assert found["episodes"] == dataset.episodes
-    assert abs(made["episodes"] - dataset.episodes) < 60  # actors tell of episodes before shards have them
+    # actors tell of episodes before shards have them; none is shorter than 8 steps
+    assert abs(made["episodes"] - dataset.episodes) <= on_the_way // 8

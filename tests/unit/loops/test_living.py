@@ -9,18 +9,7 @@ from seqrl_ray import api
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.loops import checkpoints, living
 from seqrl_ray.loops.local import LocalSession
-
-SMALL = (
-    "algorithm.hidden=[16]",
-    "actors.envs_per_actor=4",
-    "actors.fragment_steps=8",
-    "replay.min_items=100",
-    "replay.capacity_steps=2000",
-    "replay.samples_per_insert=4.0",
-    "learner.batch_size=16",
-    "learner.updates_per_call=4",
-    "stop.env_steps=4000",
-)
+from tests.unit.loops.small_cartpole import SMALL
 
 
 @pytest.fixture
@@ -28,9 +17,7 @@ def session():
     opened = []
 
     def make(*overrides, resume=None):
-        opened.append(
-            LocalSession(api.read_recipe("classic/cartpole", [*SMALL, *overrides]), resume=resume)
-        )
+        opened.append(LocalSession(api.read_recipe("classic/cartpole", [*SMALL, *overrides]), resume=resume))
         return opened[-1]
 
     yield make
@@ -123,12 +110,14 @@ def test_a_shared_replay_is_the_donors_and_takes_the_takers_steps(session, tmp_p
 def test_changed_values_are_in_force(session):
     one = session()
     one.advance_to(640, 60.0)
-    one.set_values({
-        "algorithm.learning_rate": 2e-3,
-        "algorithm.gamma": 0.5,
-        "replay.samples_per_insert": 8.0,
-        "replay.beta_end": 0.6,
-    })
+    one.set_values(
+        {
+            "algorithm.learning_rate": 2e-3,
+            "algorithm.gamma": 0.5,
+            "replay.samples_per_insert": 8.0,
+            "replay.beta_end": 0.6,
+        }
+    )
     trainer = one.trainer
     assert trainer.learner.algorithms["shared"].hparams(0.0)["learning_rate"] == 2e-3
     assert trainer.recipe.replay.beta(1.0) == 0.6

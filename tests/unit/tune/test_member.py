@@ -21,6 +21,7 @@ from seqrl_ray.tune.population import Rules
 from seqrl_ray.tune.run import TrialRun
 from seqrl_ray.tune.settings import DimensionSettings
 from seqrl_ray.tune.space import Space
+from tests.unit.loops.small_cartpole import SMALL
 
 SPACE = Space({"rate": DimensionSettings(kind="log_uniform", low=1e-5, high=1e-1)})
 RULES = Rules(quantile=0.34)
@@ -165,18 +166,7 @@ def test_killed_at_every_moment_the_lineage_is_the_same(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ a real run
 
-SMALL = (
-    "algorithm.hidden=[16]",
-    "actors.envs_per_actor=4",
-    "actors.fragment_steps=8",
-    "replay.min_items=100",
-    "replay.capacity_steps=2000",
-    "replay.samples_per_insert=4.0",
-    "learner.batch_size=16",
-    "learner.updates_per_call=4",
-    "learner.keep_checkpoints=1000",
-    "stop.env_steps=4000",
-)
+KEEPING = (*SMALL, "learner.keep_checkpoints=1000")
 
 
 @pytest.fixture
@@ -184,7 +174,7 @@ def start(tmp_path):
     opened = []
 
     def make(name: str, *overrides: str, checkpoint: Path | None = None) -> TrialRun:
-        recipe = api.read_recipe("classic/cartpole", [*SMALL, *overrides])
+        recipe = api.read_recipe("classic/cartpole", [*KEEPING, *overrides])
         opened.append(TrialRun(recipe, tmp_path / name, None, checkpoint=checkpoint))
         return opened[-1]
 
