@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/seqrl train $(RECIPE)
 
+# Two processes: one has the tests that start Ray, the other takes the rest file by file (tests/conftest.py).
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Everything, hours: learning runs and real kills included.
 test-all: $(STAMP)
