@@ -78,6 +78,23 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
     return Checked(tuple(lines), ok=not errors)
 
 
+def check_cluster(file: str) -> Checked:
+    """Check a file for `ray up`: a path, or a shipped name such as `cluster/aws.yaml`.
+
+    Raises: RecipeError: there is no such file, or it is not one for `ray up`.
+    """
+    from seqrl_ray.cluster.check import check_file
+
+    path = Path(file)
+    if not path.is_file():
+        path = data_root("cluster") / file.removeprefix("cluster/")
+    if not path.is_file():
+        known = sorted(p.name for p in data_root("cluster").glob("*.yaml"))
+        raise RecipeError(f"{file} is neither a file nor a shipped cluster. Shipped: {', '.join(known)}.")
+    found = check_file(path)
+    return Checked(found.lines, ok=found.ok)
+
+
 def _what(recipe: Recipe, path: Path, plan: Plan) -> list[str]:
     """What a run of the recipe would be."""
     env, actors, replay = recipe.env, recipe.actors, recipe.replay

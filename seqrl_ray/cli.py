@@ -168,14 +168,25 @@ def report(run: RunFolder) -> None:
 
 @app.command()
 def check(
-    recipe: Annotated[str, typer.Argument(help="a .toml file or a shipped recipe")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="a .toml file or a shipped recipe; or a .yaml file for ray up, e.g. cluster/aws.yaml"
+        ),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     steps: Annotated[int, typer.Option(help="vector steps of each check run")] = 200,
 ) -> None:
-    """Validate a recipe, run the environment contract on it, and say in words what is wrong."""
-    from seqrl_ray.check import check_recipe
+    """Validate a recipe, run the environment contract on it, and say in words what is wrong.
 
-    found = check_recipe(recipe, overrides or [], steps=steps)
+    A file for `ray up` is checked as well: what Ray refuses, misspelt provider settings, what is left open.
+    """
+    from seqrl_ray.check import check_cluster, check_recipe
+
+    if recipe.endswith((".yaml", ".yml")):
+        found = check_cluster(recipe)
+    else:
+        found = check_recipe(recipe, overrides or [], steps=steps)
     for line in found.lines:
         typer.echo(line)
     if not found.ok:

@@ -27,6 +27,7 @@ from seqrl_ray.recipe_env import (
     PettingZooSettings,
     PolicySettings,
 )
+from seqrl_ray.recipe_labels import LabelSelector
 from seqrl_ray.recipe_replay import ReplaySettings
 from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.recipe_traffic import TrafficSettings
@@ -64,6 +65,9 @@ class ActorsSettings(Settings):
     )
     max_restarts_per_10_min: int = key(20, "process deaths the run survives in ten minutes", ge=0)
     cpus: float = key(1.0, "CPUs each actor reserves on a cluster (placement only)", gt=0.0, le=64.0)
+    label_selector: LabelSelector = key(
+        {}, "labels of the cluster's nodes that actors and evaluators may stand on; empty = any"
+    )
 
 
 class LearnerSettings(Settings):
@@ -109,6 +113,9 @@ class LearnerSettings(Settings):
     report_every_s: float = key(2.0, "how often a row of metrics is written", unit="s", gt=0.0)
     max_policy_lag_updates: int = key(
         0, "fragments older than this are dropped; 0 = none is", unit="updates", ge=0
+    )
+    label_selector: LabelSelector = key(
+        {}, "labels of the cluster's nodes that the learner may stand on; empty = the node of the command"
     )
 
 

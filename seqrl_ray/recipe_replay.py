@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from seqrl_ray.recipe_labels import LabelSelector
 from seqrl_ray.settings import Settings, key
 
 Sampler = Literal["uniform", "prioritised", "by_length", "by_return"]
@@ -76,6 +77,10 @@ class ReplaySettings(Settings):
         ge=4_096,
     )
 
+    label_selector: LabelSelector = key(
+        {}, "labels of the cluster's nodes that the shards may stand on; empty = where the learner is"
+    )
+
     @model_validator(mode="after")
     def _rules(self) -> ReplaySettings:
         if self.min_items > self.capacity_steps:
@@ -102,6 +107,11 @@ class ReplaySettings(Settings):
             raise ValueError(
                 f"wiring='colocated' with shards={self.shards}: the learner's process owns one shard only. "
                 "Set shards=1 or wiring='service'."
+            )
+        if self.wiring == "colocated" and self.label_selector:
+            raise ValueError(
+                f"wiring='colocated' with label_selector={self.label_selector}: the shard stands in the "
+                "learner's process. Set learner.label_selector, or wiring='service'."
             )
         return self
 

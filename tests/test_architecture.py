@@ -39,12 +39,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"types_env", "algorithms", "loops", "runtime", "numpy", "torch", "pydantic", "ray"},
+    "cluster": {"errors", "settings", "pydantic", "yaml", "jsonschema", "click", "ray"},
+    "testing": {"ray"},
     "top": RECIPE
-    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "tune", "report"}
+    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "tune", "report", "cluster"}
     | {"torch", "rich", "typer"},
 }
 TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "sweeping"}
-RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}
+RECIPE_LAYER = {
+    "recipe",
+    "recipe_data",
+    "recipe_env",
+    "recipe_labels",
+    "recipe_replay",
+    "recipe_toml",
+    "recipe_traffic",
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 DATA_FOLDERS = ("envs", "tune", "cluster", "docker")

@@ -37,7 +37,12 @@ class RayCollection:
         self._source = RemoteSource(recipe)
         self._source.offer(weights)
         placement = place(recipe, local=local)
-        self._supervisor = Supervisor(recipe, actor_cpus=placement.actor_cpus, behaviour=behaviour)
+        self._supervisor = Supervisor(
+            recipe,
+            actor_cpus=placement.actor_cpus,
+            actor_labels=placement.actor_labels,
+            behaviour=behaviour,
+        )
         self.collector: Collector | None = None
         """Hears of lost actors."""
         for index in range(recipe.actors.count):

@@ -17,20 +17,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
+from seqrl_ray.runtime.reserve import Held, check_shared, hold
 from seqrl_ray.runtime.service import ServiceSession
 from seqrl_ray.runtime.session import Placement, cause_of
 
 LOCAL_CPUS = 0.01
 """What a process asks of a Ray of our own: it is there for this run alone, nobody else waits."""
-
-RESERVE_S = 60.0
-"""How long a cluster may take to find room for learner and shards."""
 
 SMALL_MACHINE_CORES = 4
 """Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
@@ -129,8 +125,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     if recipe.learner.threads == "auto" and local:
         threads = max(1, cores - recipe.actors.count)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
-    if not local:
-        _check_room(recipe, total.get("CPU", 0.0), threads, shards)
+    held = Held() if local else hold(recipe, num_gpus, threads, shards)
     return Placement(
         device=recipe.learner.device,
         num_gpus=num_gpus,
@@ -140,41 +135,11 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         shard_cpus=LOCAL_CPUS if local else 1.0,
         evaluator_cpus=LOCAL_CPUS if local else 1.0,
         workers=cores if local else max(1, min(recipe.actors.count, int(total.get("CPU", 1.0)))),
-        pin={} if local else _reserve_here(num_gpus, float(threads) + shards),
+        pin=held.learner,
+        shard_pin=held.shards,
+        actor_labels={} if local else recipe.actors.label_selector,
+        elsewhere=held.elsewhere,
     )
-
-
-def _reserve_here(num_gpus: float, cpus: float) -> dict[str, Any]:
-    """Reserve room on the driver's node for the learner and the shards: they write checkpoints on its disk.
-
-    Raises: RecipeError: the node has no such room.
-    """
-    context = ray.get_runtime_context()
-    node = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
-    bundle = {"CPU": cpus, f"node:{node['NodeManagerAddress']}": 0.001}
-    if num_gpus:
-        bundle["GPU"] = num_gpus
-    group = placement_group([bundle], strategy="STRICT_PACK")
-    if not group.wait(timeout_seconds=RESERVE_S):
-        has = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
-        remove_placement_group(group)
-        raise RecipeError(
-            f"the learner and the shards need {cpus:g} CPUs and {num_gpus:g} GPUs on the node this command "
-            f"runs on (their checkpoints go to its disk); it has {has['CPU']:g} and {has['GPU']:g} in all: "
-            "they could not be placed. Run the command on a larger node, or lower learner.threads, "
-            "replay.shards or learner.num_gpus."
-        )
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
-
-
-def _check_room(recipe: Recipe, cpus: float, threads: int, shards: int) -> None:
-    need = recipe.actors.count * recipe.actors.cpus + threads + shards
-    if need > cpus:
-        raise RecipeError(
-            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + {threads} for the "
-            f"learner + {shards} shards = {need:g} CPUs, and the cluster has {cpus:g}: the run could never "
-            "be placed. Lower actors.count or add nodes."
-        )
 
 
 def wiring(recipe: Recipe, cpus: float) -> str:
@@ -196,6 +161,7 @@ def open_session(
     Raises: SeqrlError: what a process found wrong as it began; no traceback of a worker hides it.
     """
     placement = place(recipe, local=local)
+    check_shared(root, placement.elsewhere)
     cpus = float(os.cpu_count() or 1) if local else cluster_resources().get("CPU", 1.0)
     kind = ColocatedSession if wiring(recipe, cpus) == "colocated" else ServiceSession
     try:

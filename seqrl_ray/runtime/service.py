@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.actor import ActorReport
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
+from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
@@ -127,7 +128,7 @@ class ServiceSession(RaySession):
             num_cpus=self.placement.shard_cpus,
             max_concurrency=waiting + SPARE_CALLS,
             runtime_env=threads_env(),
-            **self.placement.pin,
+            **self.placement.shard_pin,
         )
         state = states.get(str(index))
         folder = replay if state is not None else None
@@ -147,7 +148,9 @@ class ServiceSession(RaySession):
         if saved == self.recipe.replay.shards:
             return replay, states
         out = checkpoint / f"replay-{self.recipe.replay.shards}"
-        task = ray.remote(reshard).options(num_cpus=self.placement.shard_cpus, runtime_env=threads_env())
+        task = ray.remote(reshard).options(
+            num_cpus=self.placement.shard_cpus, runtime_env=threads_env(), **self.placement.shard_pin
+        )
         ray.get(task.remote(self.recipe, self.groups, self._specs, replay, out))
         return out, spread(states, self.recipe.replay.shards)
 
@@ -244,7 +247,11 @@ class ServiceSession(RaySession):
             return
         _, silent = ray.wait(late, num_returns=len(late), timeout=0)
         for call in silent:
-            self._bury(self._calls.pop(call).actor, "hung", application_error=False)
+            stretch = self._calls.pop(call)
+            if stretch.actor not in self._heard and waits_for_room(self.supervisor.actors[stretch.actor]):
+                self._calls[call] = replace(stretch, sent_at=now)  # its start has not begun
+            else:
+                self._bury(stretch.actor, "hung", application_error=False)
 
     def _patience(self, index: int) -> float:
         start_s = 0.0 if index in self._heard else START_S

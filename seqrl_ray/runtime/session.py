@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,13 @@ class Placement:
     workers: int
     """Evaluators of the final evaluation."""
     pin: dict[str, Any] = field(default_factory=dict)
-    """Ray options of processes that write checkpoints: on a cluster they stand on the driver's node."""
+    """Ray options of the learner: on a cluster it stands on the driver's node, or where its labels say."""
+    shard_pin: dict[str, Any] = field(default_factory=dict)
+    """Ray options of shards that are processes of their own."""
+    actor_labels: Mapping[str, str] = field(default_factory=dict)
+    """What the nodes of actors and evaluators must have."""
+    elsewhere: tuple[str, ...] = ()
+    """Ids of other nodes than the driver's on which checkpoints are written."""
 
 
 @dataclass
@@ -87,7 +93,9 @@ class RaySession:
             resume: checkpoint to go on from.
         """
         self.recipe, self.placement, self.root = recipe, placement, root
-        self.supervisor = Supervisor(recipe, actor_cpus=placement.actor_cpus)
+        self.supervisor = Supervisor(
+            recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels
+        )
         self.exact: set[int] = set()
         """Actors that go on inside their open episodes: in lock-step, where the checkpoint holds them."""
         if resume is not None:

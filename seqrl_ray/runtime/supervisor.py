@@ -97,8 +97,16 @@ def _fingerprint(traceback: str) -> str:
 class Supervisor:
     """Makes and ends the processes of one run."""
 
-    def __init__(self, recipe: Recipe, *, actor_cpus: float, behaviour: Behaviour | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        actor_cpus: float,
+        actor_labels: Mapping[str, str] | None = None,
+        behaviour: Behaviour | None = None,
+    ) -> None:
         self.recipe = recipe
+        self._where = {"label_selector": dict(actor_labels)} if actor_labels else {}
         self.behaviour = behaviour
         self.actor_cpus = actor_cpus
         self.budget = Budget(recipe.actors.max_restarts_per_10_min)
@@ -119,7 +127,9 @@ class Supervisor:
     def make_actor(self, index: int) -> Any:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
         self.incarnations[index] += 1
-        remote = ray.remote(RolloutActor).options(num_cpus=self.actor_cpus, runtime_env=threads_env())
+        remote = ray.remote(RolloutActor).options(
+            num_cpus=self.actor_cpus, runtime_env=threads_env(), **self._where
+        )
         self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index], self.behaviour)
         return self.actors[index]
 
@@ -130,7 +140,7 @@ class Supervisor:
 
     def make_evaluator(self, cpus: float) -> Any:
         """Start an evaluator."""
-        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env())
+        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env(), **self._where)
         return remote.remote(self.recipe)
 
     def count(self, what: str, error: Exception) -> None:

@@ -1,0 +1,1 @@
+"""Cluster files: what `ray up` reads, checked without a cloud."""

@@ -1,0 +1,352 @@
+"""`seqrl check FILE.yaml`: what is wrong with a cluster file, found before a cloud is asked for anything.
+
+Ray checks the frame (its own `prepare_config` and `validate_config`, run here too) and passes `node_config`
+on unread, so a misspelt `InstanceType` shows when the cloud refuses it. Here it is read; and what Ray takes
+without a word but nobody wants is named: ports open to the world, a cluster that obeys whoever reaches it,
+secrets in commands, a head that can be taken away.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqrl_ray.cluster.aws import AwsNode
+from seqrl_ray.cluster.gcp import GcpNode
+from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.settings import Settings, parse
+
+Config = dict[str, Any]
+
+MARKET = "ray.io/market-type"
+"""Ray's label for how a node's capacity is bought: spot or on-demand."""
+
+WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])|(?<![0-9A-Fa-f:])::(?=/0|\s|$)|\[::\]")
+"""Every address of IPv4 or IPv6: as a bind address, or as a range."""
+
+SECRET = re.compile(
+    r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b\w*(?:SECRET|PASSWORD|API_KEY|ACCESS_KEY|AUTH_TOKEN|_TOKEN)\w*(?<!_PATH)=(?![\"']?\$)[\"']?\w"
+)
+"""Keys and passwords, or a variable named like one that is given its value on the spot."""
+
+TO_FILL_IN = "REPLACE"
+
+
+NEEDED = (
+    "auth",
+    "file_mounts",
+    "initialization_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+"""What `ray up` looks up without a default; with an external provider it fills in none of them."""
+
+
+class NoSettings(Settings):
+    """`node_config` where the provider reads none."""
+
+
+NODE_SETTINGS: dict[str, type[Settings]] = {
+    "aws": AwsNode,
+    "gcp": GcpNode,
+    "local": NoSettings,
+    "external": NoSettings,
+}
+"""Provider -> what its `node_config` may hold."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found."""
+
+    lines: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a cluster may be brought up with it."""
+        return not self.problems
+
+
+def check_file(path: Path) -> Checked:
+    """Check a file that `ray up` shall read.
+
+    Returns: lines to print, the verdict last.
+    Raises: RecipeError: it is no such file.
+    """
+    config = read(path)
+    problems = tuple(dict.fromkeys(problems_of(config)))
+    lines = [f"cluster      {path}: {config['cluster_name']}, provider {config['provider']['type']}"]
+    lines += _nodes(config)
+    blanks = sorted({place for place, text in _texts(config) if TO_FILL_IN in text})
+    lines += [f"to fill in   {place}" for place in blanks]
+    lines += [f"problem      {problem}" for problem in problems]
+    verdict = "OK: Ray takes this file, and nothing in it is open, unguarded or misspelt."
+    if problems:
+        verdict = f"NOT OK, {len(problems)} problem(s): do not bring this cluster up."
+    elif blanks:
+        verdict = f"OK once the {len(blanks)} value(s) above are filled in."
+    return Checked((*lines, verdict), problems)
+
+
+def read(path: Path) -> Config:
+    """Read a cluster file. Raises: RecipeError: it is not YAML, or not for `ray up`."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        text = " ".join(str(error).split())
+        raise RecipeError(f"{path}: not a YAML file that can be read: {text}. Correct the file.") from None
+    if isinstance(config, dict) and "apiVersion" in config:
+        raise RecipeError(
+            f"{path} is a Kubernetes manifest: `ray up` does not read it. Apply it with kubectl."
+        )
+    provider = config.get("provider") if isinstance(config, dict) else None
+    if not isinstance(provider, dict) or not isinstance(config.get("cluster_name"), str):
+        raise RecipeError(
+            f"{path} has no cluster_name and provider: it is no file for `ray up`. Name another."
+        )
+    kind = str(provider.get("type"))
+    if kind not in NODE_SETTINGS:
+        raise RecipeError(
+            f"provider.type={kind} is not one that is checked here.{did_you_mean(kind, NODE_SETTINGS)} "
+            f"Known: {', '.join(NODE_SETTINGS)}."
+        )
+    return dict(config)
+
+
+def problems_of(config: Config) -> Iterator[str]:
+    """What is wrong, one line each."""
+    frame = list(_frame(config))
+    yield from frame
+    if frame:  # the rest reads what Ray makes of it
+        return
+    full = _as_ray_reads_it(config)
+    kind = config["provider"]["type"]
+    nodes: dict[str, Settings] = {}
+    for name, node_type in full["available_node_types"].items():
+        where = f"available_node_types.{name}.node_config"
+        try:
+            nodes[name] = parse(NODE_SETTINGS[kind], node_type["node_config"], where)
+        except RecipeError as error:
+            yield str(error)
+    yield from _open(full)
+    yield from _unguarded(full)
+    yield from _secrets(full)
+    yield from _labels(full, nodes)
+    if kind in OF_PROVIDER:
+        yield from OF_PROVIDER[kind](full, nodes)
+
+
+# ----------------------------------------------------------------------------------------------- Ray's frame
+
+
+def _as_ray_reads_it(config: Config) -> Config:
+    """The file with Ray's defaults for its provider, which count as if they stood there."""
+    from ray.autoscaler._private.util import prepare_config
+
+    logger = logging.getLogger("ray.autoscaler")
+    before, logger.level = logger.level, logging.ERROR
+    try:
+        prepared: Config = prepare_config(copy.deepcopy(config))
+    finally:
+        logger.level = before
+    return prepared
+
+
+def _frame(config: Config) -> Iterator[str]:
+    """What Ray itself refuses, and keys that it would refuse, with the close match it does not name."""
+    import click
+    import jsonschema
+    import ray.autoscaler
+    from ray.autoscaler._private.util import validate_config
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())["properties"]
+    of_node = schema["available_node_types"]["patternProperties"][".*"]["properties"]
+    tables = [("", config, set(schema) | {"min_workers"} if _manual(config) else set(schema))]
+    node_types = config.get("available_node_types")
+    for name, table in node_types.items() if isinstance(node_types, dict) else ():
+        if isinstance(table, dict):
+            tables.append((f"available_node_types.{name}.", table, set(of_node)))
+    unknown = [(where, key, known) for where, table, known in tables for key in table if key not in known]
+    for where, key, known in unknown:
+        yield f"{where}{key} is not a key that Ray reads.{did_you_mean(str(key), known)} Correct it."
+    if unknown:
+        return
+    try:
+        prepared = _as_ray_reads_it(config)
+        validate_config(prepared)
+        for missing in (key for key in NEEDED if key not in prepared):
+            yield f"{missing} is missing: Ray has no default for it with this provider. Add it."
+    except jsonschema.ValidationError as error:
+        place = ".".join(str(part) for part in error.absolute_path)
+        yield f"{place or 'the file'} is refused by Ray: {' '.join(error.message.split())}. Correct it."
+    except KeyError as error:
+        yield f"{error.args[0]} is missing: Ray has no default for it with this provider. Add it."
+    except (ValueError, RuntimeError, AssertionError, click.ClickException) as error:
+        yield f"refused by Ray: {' '.join(str(error).split())}"
+
+
+def _manual(config: Config) -> bool:
+    return bool(config["provider"]["type"] == "local")
+
+
+# ------------------------------------------------------------------------------------------ open or unguarded
+
+
+def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted place, text) of every text in a table, keys of tables included."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield f"{where}.{name}".lstrip("."), str(name)
+            yield from _texts(inner, f"{where}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{where}.{index}")
+    elif isinstance(value, str):
+        yield where, value
+
+
+def _open(full: Config) -> Iterator[str]:
+    for place, text in _texts(full):
+        if WORLD.search(text):
+            yield (
+                f"{place}={_short(text)!r} is open to every address: whoever reaches a port of Ray can run "
+                "code on the cluster. Bind to 127.0.0.1 and use a tunnel, or name who may reach it."
+            )
+
+
+def _unguarded(full: Config) -> Iterator[str]:
+    """Token authentication: the mode where Ray starts, and the token on every node."""
+    container = " ".join(str(option) for option in full.get("docker", {}).get("run_options", []))
+    everywhere = f"{container} {full['provider'].get('env', {})}"
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        starts = [cmd for cmd in full[name] if "ray start" in cmd]
+        if not all(_token_mode(everywhere) or _token_mode(cmd) for cmd in starts):
+            yield (
+                f"{name} starts Ray without RAY_AUTH_MODE=token: whoever reaches the cluster is obeyed. "
+                "Put `export RAY_AUTH_MODE=token;` before `ray start`."
+            )
+    if not any(str(target).endswith(".ray/auth_token") for target in full["file_mounts"]):
+        yield (
+            "file_mounts brings no ~/.ray/auth_token to the nodes: they would not start, or not know one "
+            "another. Make one with `ray get-auth-token --generate` and mount it at the same place."
+        )
+
+
+def _token_mode(text: str) -> bool:
+    return re.search(r"RAY_AUTH_MODE\W{1,4}token\b", text) is not None
+
+
+def _secrets(full: Config) -> Iterator[str]:
+    for place, text in _texts(full):
+        if SECRET.search(text):
+            yield (
+                f"{place} holds what looks like a secret: the file goes to the head, commands stand in "
+                "logs. Mount a file, or give the instance a role."
+            )
+
+
+# --------------------------------------------------------------------------------------------------- markets
+
+
+def _labels(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
+    """A node type's market label is what processes are pinned by: it must tell the truth."""
+    for name, node in nodes.items():
+        spot = bool(getattr(node, "spot", False))
+        label = full["available_node_types"][name].get("labels", {}).get(MARKET)
+        truth = "spot" if spot else "on-demand"
+        if isinstance(node, AwsNode | GcpNode) and label != truth:
+            yield (
+                f"available_node_types.{name}.labels has {MARKET}={label} and its node_config buys {truth}: "
+                f"what must not be lost would be placed by it. Set it to {truth}."
+            )
+        if spot and name == full["head_node_type"]:
+            yield (
+                f"head_node_type={name} is spot: with the head the whole cluster goes, learner and replay "
+                "included. Buy it on demand."
+            )
+
+
+def _aws(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
+    for name, node in nodes.items():
+        assert isinstance(node, AwsNode)
+        where = f"available_node_types.{name}.node_config"
+        if node.LaunchTemplate is not None:
+            continue  # what it holds is not known here
+        interfaces = node.NetworkInterfaces or []
+        if not node.SecurityGroupIds and not (interfaces and all(i.Groups for i in interfaces)):
+            yield (
+                f"{where} names no SecurityGroupIds: Ray would make a group that lets the whole internet "
+                "in at port 22. Name a group of yours."
+            )
+        if node.InstanceType is None:
+            yield f"{where}.InstanceType is missing: EC2 would choose. Add it."
+        if node.MetadataOptions is None or node.MetadataOptions.HttpTokens != "required":
+            yield (
+                f"{where}.MetadataOptions.HttpTokens is not required: any request that a process can be made "
+                "to send reads the role's credentials (IMDSv1). Set it to required."
+            )
+    spot = any(getattr(node, "spot", False) for node in nodes.values())
+    if spot and full["provider"].get("cache_stopped_nodes", True):
+        yield (
+            "provider.cache_stopped_nodes=true with spot nodes, which cannot be stopped; others would be, "
+            "and their disks cost on. Set it to false."
+        )
+
+
+def _gcp(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
+    for name, node in nodes.items():
+        assert isinstance(node, GcpNode)
+        where = f"available_node_types.{name}.node_config"
+        if node.machineType is None:
+            yield f"{where}.machineType is missing: Ray tells instances from TPUs by it. Add it."
+        if node.networkInterfaces is None or node.public:
+            yield (
+                f"{where}.networkInterfaces gives the node a public address"
+                f"{' (Ray would)' if node.networkInterfaces is None else ''}: its ports are then as open as "
+                "the network's rules. Name a subnetwork, without accessConfigs."
+            )
+        if (node.gpu or node.spot) and not node.ends_on_maintenance:
+            yield (
+                f"{where}.scheduling.onHostMaintenance is not TERMINATE: an instance with GPUs, or a spot "
+                "one, cannot migrate and is refused. Set it."
+            )
+
+
+OF_PROVIDER: dict[str, Callable[[Config, Mapping[str, Settings]], Iterator[str]]] = {"aws": _aws, "gcp": _gcp}
+"""Provider -> rules of its own."""
+
+
+def _nodes(config: Config) -> list[str]:
+    """One line per node type, as the file has it."""
+    lines = []
+    for name, table in config.get("available_node_types", {}).items():
+        if not isinstance(table, dict):
+            continue
+        most = (
+            "the head" if name == config.get("head_node_type") else f"up to {table.get('max_workers', '?')}"
+        )
+        least = f", never below {n}" if (n := table.get("min_workers")) else ""
+        has = ", ".join(f"{k} {v}" for k, v in {**(table.get("resources") or {})}.items()) or "as found"
+        labels = ", ".join(f"{k}={v}" for k, v in (table.get("labels") or {}).items()) or "none"
+        lines.append(f"nodes        {name}: {most}{least}; {has}; labels {labels}")
+    if _manual(config):
+        workers = config["provider"].get("worker_ips", [])
+        lines.append(f"nodes        the head and {len(workers)} workers, as their machines are")
+    return lines
+
+
+def _short(text: str, most: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

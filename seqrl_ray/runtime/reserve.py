@@ -1,0 +1,130 @@
+"""Reserving room on a cluster for what must not be lost: the learner and the shards.
+
+They write checkpoints, so they stand on the driver's node, whose disk these go to; or on nodes with the
+labels that the recipe asks for, and then the run folder must be storage that those nodes share with the
+driver.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from seqrl_ray.errors import RecipeError
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.recipe_labels import matches
+from seqrl_ray.runtime.room import check_room
+
+RESERVE_S = 60.0
+"""How long a cluster may take to find room for learner and shards."""
+
+NODES_COME_S = 900.0
+"""The same where nodes must be started first: as long as Ray's launcher waits for one."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Room that was reserved: Ray options of the learner and of the shards."""
+
+    learner: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, Any] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
+    """Ids of nodes of them that are not the driver's."""
+
+
+def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
+    """Reserve room for the learner and the shards: on the driver's node, whose disk their checkpoints go to,
+    or on nodes with the labels that the recipe asks for.
+
+    Raises: RecipeError: there is no such room.
+    """
+    patience_s = NODES_COME_S if check_room(recipe, threads, shards) else RESERVE_S
+    here = ray.get_runtime_context().get_node_id()
+    node = next(n for n in ray.nodes() if n["NodeID"] == here)  # type: ignore[no-untyped-call]
+    apart = recipe.replay.label_selector if shards else {}
+    if recipe.replay.label_selector and not shards:
+        raise RecipeError(
+            f"replay.label_selector={recipe.replay.label_selector} and the run is colocated: the shard "
+            "stands in the learner's process. Set learner.label_selector instead, or replay.wiring=service."
+        )
+    bundle = {"CPU": float(threads) + (0 if apart else shards)}
+    if num_gpus:
+        bundle["GPU"] = num_gpus
+    selector = recipe.learner.label_selector
+    if matches(node["Labels"], selector):
+        bundle[f"node:{node['NodeManagerAddress']}"] = 0.001
+        has = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
+        why = (
+            f"the learner and the shards need {bundle['CPU']:g} CPUs and {num_gpus:g} GPUs on the node this "
+            f"command runs on (their checkpoints go to its disk); it has {has['CPU']:g} and {has['GPU']:g} "
+            "in all: they could not be placed. Run the command on a larger node, or lower learner.threads, "
+            "replay.shards or learner.num_gpus."
+        )
+        learner = _reserve([bundle], {}, RESERVE_S, why)
+    else:
+        why = (
+            f"learner.label_selector={selector}: no node with these labels has {bundle['CPU']:g} CPUs and "
+            f"{num_gpus:g} GPUs free: the learner could not be placed. Add such a node, or change it."
+        )
+        learner = _reserve([bundle], selector, patience_s, why)
+    held = learner
+    if apart:
+        why = (
+            f"replay.label_selector={apart}: nodes with these labels have no {shards} CPUs free: the shards "
+            "could not be placed. Add such nodes, or change the selector."
+        )
+        held = _reserve([{"CPU": 1.0}] * shards, apart, patience_s, why)
+    table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]  # type: ignore[no-untyped-call]
+    nodes = {node_id for bundles in table for node_id in bundles.values()}
+    options = [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held)]
+    return Held(*options, elsewhere=tuple(sorted(nodes - {here})))
+
+
+def _reserve(
+    bundles: list[dict[str, float]], selector: Mapping[str, str], patience_s: float, why: str
+) -> PlacementGroup:
+    """Reserve bundles on nodes with these labels, together where they fit together.
+
+    Raises: RecipeError: `why`, after `patience_s`.
+    """
+    labels = [dict(selector)] * len(bundles) if selector else None
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    if not group.wait(timeout_seconds=patience_s):
+        remove_placement_group(group)
+        raise RecipeError(why)
+    return group
+
+
+def _see(folder: str) -> bool:
+    return Path(folder).exists()
+
+
+def check_shared(root: Path, nodes: Iterable[str]) -> None:
+    """See whether other nodes that will write checkpoints see the folder they go to.
+
+    Raises: RecipeError: one does not.
+    """
+    there = next(folder for folder in root.absolute().parents if folder.is_dir())
+    for node in nodes:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".seqrl-") as probe:
+            task = ray.remote(_see).options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            )
+            if not ray.get(task.remote(probe.name)):
+                raise RecipeError(
+                    f"--run-dir={root.parent} is not the same folder on every node: checkpoints that learner "
+                    "or shards write elsewhere could not be found again. Put it on storage that all nodes "
+                    "share, or run the command on a node with their labels."
+                )
