@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 import ray
@@ -190,7 +191,7 @@ class Exporter:
                 self._advance(metric.name, labels, number)
             return
         self._set(metric.name, labels, number)
-        if metric.name == "seqrl_algorithm_metric" and isinstance(value, float) and number is None:
+        if metric.name == "seqrl_algorithm_metric" and isinstance(value, Real) and number is None:
             self._raise("seqrl_nonfinite_total", (("source", "report"),), 1.0)
 
     def _failure(self, row: Mapping[str, Any]) -> None:
@@ -243,7 +244,7 @@ class Exporter:
 
 def _number(value: Any) -> float | None:
     """A finite number as float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # numpy's scalars are Real too
         return None
     return float(value) if math.isfinite(value) else None
 

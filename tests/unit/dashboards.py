@@ -67,6 +67,6 @@ def variable_metrics(dashboard: dict[str, Any]) -> set[str]:
     found: set[str] = set()
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
-            selector, _, _ = variable["definition"].removeprefix("label_values(").rpartition(",")
+            selector, _, _ = variable["query"]["query"].removeprefix("label_values(").rpartition(",")
             found |= metrics_of(selector)
     return found

@@ -8,6 +8,7 @@ import math
 import re
 import threading
 
+import numpy as np
 import pytest
 
 from seqrl_ray import api
@@ -163,6 +164,15 @@ def test_a_counter_goes_on_where_a_learner_went_back_to(told, exporter):
     for steps in (1000, 1500, 1500, 800, 1200):  # the fourth report is of a restored learner
         exporter.row("report", {"env_steps": steps})
     assert told.get("seqrl_env_steps_total") == 1500 + 400, "what is made again is counted again"
+
+
+def test_numpy_numbers_are_numbers(told, exporter):
+    exporter.row(
+        "report", {"env_steps": np.int64(5), "progress": np.float32(0.5), "shared/loss": np.float32("nan")}
+    )
+    assert told.get("seqrl_env_steps_total") == 5.0
+    assert told.get("seqrl_progress_ratio") == 0.5
+    assert told.get("seqrl_nonfinite_total", source="report") == 1.0
 
 
 def test_labels_of_shards_and_quantiles(told, exporter):
