@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 RECIPE ?= traffic/cologne8
 
-.PHONY: train test test-all lint clean
+.PHONY: train test test-all test-ops lint clean
 .DEFAULT_GOAL := test
 
 # Made again only when what is installed would change.
@@ -29,9 +29,20 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
 
+# Metrics with a real Ray. In an environment of its own: with ray[default] every start of Ray is slower.
+OPS := .venv-ops
+$(OPS)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPS)
+	$(OPS)/bin/pip install --quiet --disable-pip-version-check "$$(grep -i '^torch==' constraints.txt)" -c constraints.txt
+	$(OPS)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,ops]' -c constraints.txt
+	@touch $@
+
+test-ops: $(OPS)/installed
+	$(OPS)/bin/python -m pytest -m slow -s tests/system/test_metrics_live.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OPS) build dist *.egg-info

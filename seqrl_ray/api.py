@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from seqrl_ray.recipe import Recipe, load, run_folder_name
 
 if TYPE_CHECKING:
     from seqrl_ray.loops.drive import Session
+    from seqrl_ray.loops.listener import Listener
     from seqrl_ray.types import Weights
 
 
@@ -314,7 +315,9 @@ def _run(
     clock_s = float(driver.get("clock_s", 0.0))
     screen = Silence() if quiet else ProgressLine(recipe)
     with contextlib.ExitStack() as stack:
-        session = _session(stack, recipe, path / "checkpoints", checkpoint, clock_s, local, address)
+        session, listener = _session(
+            stack, recipe, path / "checkpoints", checkpoint, clock_s, local, address, screen.note
+        )
         stack.callback(session.close)
         started_s = clock_s + time.monotonic() - began  # starting processes is part of the run's wall time
         folder = RunFolder(
@@ -323,6 +326,7 @@ def _run(
             resumed=checkpoint is not None,
             clock_s=started_s,
             data_returns=plan.data_returns,
+            listener=listener,
         )
         stack.callback(folder.close)
         summary = drive(
@@ -374,16 +378,22 @@ def _session(
     clock_s: float,
     local: bool,
     address: str | None,
-) -> Session:
-    """Open the local session, or connect to Ray and open one there."""
+    say: Callable[[str], None],
+) -> tuple[Session, Listener | None]:
+    """Open the local session, or connect to Ray and open one there, with what exports its metrics."""
     if local:
         from seqrl_ray.loops.local import LocalSession
 
-        return LocalSession(recipe, resume=checkpoint)
+        if recipe.prometheus == "on":
+            raise RecipeError('prometheus="on" with --local: metrics go through Ray. Leave one of them out.')
+        return LocalSession(recipe, resume=checkpoint), None
     from seqrl_ray.runtime.launch import connected, open_session
+    from seqrl_ray.runtime.metrics import open_exporter, refuse_silence
 
+    refuse_silence(recipe, address)
     stack.enter_context(connected(address))
     opened = partial(
         open_session, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s
     )
-    return opened(resume=checkpoint.absolute() if checkpoint else None)
+    session = opened(resume=checkpoint.absolute() if checkpoint else None)
+    return session, open_exporter(recipe, address, say)

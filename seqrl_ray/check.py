@@ -158,6 +158,7 @@ def doctor_lines() -> tuple[str, ...]:
     from seqrl_ray.algorithms.compiled import compiler
     from seqrl_ray.loops.run_folder import versions
     from seqrl_ray.runtime.launch import SMALL_MACHINE_CORES
+    from seqrl_ray.runtime.metrics import obstacle
 
     cores = os.cpu_count() or 1
     place = "processes of its own" if cores > SMALL_MACHINE_CORES else "the learner's process"
@@ -172,6 +173,7 @@ def doctor_lines() -> tuple[str, ...]:
         f"simulator    {_sumo()}",
         f"device       {device}",
         f"compiler     {found or 'no C++ compiler: updates stay eager on the CPU'}",
+        f"metrics      metrics.jsonl, TensorBoard; Prometheus {obstacle() or 'through Ray'}",
         f"recipes      {len(shipped())} in {data_root('envs')}",
         f"a run here   starts a Ray of its own; one replay shard stands in {place} (replay.wiring=auto)",
     )

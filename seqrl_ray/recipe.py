@@ -171,6 +171,11 @@ class Recipe(Settings):
     )
     description: str = key("", "one line for people")
     seed: int = key(0, "seed of everything random in training", ge=0, lt=2**31)
+    prometheus: Literal["auto", "on", "off"] = key(
+        "auto",
+        "metrics for Prometheus, through Ray (docs/operations.md); auto = where ray[default] is installed, "
+        "on = a run that could not is refused",
+    )
     env: EnvSettings
     algorithm: dict[str, Any] = key(description="`name` of the algorithm and its settings")
     policies: dict[str, PolicySettings] = key(

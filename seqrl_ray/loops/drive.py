@@ -33,6 +33,8 @@ class Failure:
     recover_s: float | None
     lost_steps: int = 0
     lost_updates: int = 0
+    diverged: bool = False
+    """A learner's weights had been lost to NaN or infinity."""
 
 
 @dataclass
@@ -177,6 +179,7 @@ def drive(
     try:
         with StopRequested() as stop:
             status = _train(session, folder, screen, times, stop, last)
+            folder.trained()
             session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=True)
             if status == "completed" and recipe.evaluation.episodes:
                 _judge(session, folder, screen, jobs_of, last)

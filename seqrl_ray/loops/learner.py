@@ -90,7 +90,8 @@ class Learner:
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
         self._sums.clear()
         self._counts.clear()
-        return {**means, "compile_s": self.compiling.compile_s}
+        size = sum(weights.flat.nbytes for weights in self._published.values())
+        return {**means, "compile_s": self.compiling.compile_s, "weights_bytes": size}
 
     def state(self) -> dict[str, Any]:
         """Everything a later learner needs to go on bit for bit: arrays and plain values."""

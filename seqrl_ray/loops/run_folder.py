@@ -25,6 +25,7 @@ import numpy as np
 from seqrl_ray import __version__
 from seqrl_ray.errors import RunFolderError
 from seqrl_ray.loops.evaluate import AT_TARGET, POLICY
+from seqrl_ray.loops.listener import Listener, Nobody
 from seqrl_ray.loops.stats import paired, summarise
 from seqrl_ray.recipe import Recipe, write
 from seqrl_ray.types_env import EpisodeEnd
@@ -64,6 +65,7 @@ class RunFolder:
         resumed: bool,
         clock_s: float = 0.0,
         data_returns: tuple[float, float] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         """Open a folder for writing.
 
@@ -73,11 +75,13 @@ class RunFolder:
             resumed: go on in an existing run instead of starting a new one.
             clock_s: wall seconds the run had used before it was resumed.
             data_returns: lowest and highest return of the offline data.
+            listener: is told every row too, and closed with the folder.
         Raises: RunFolderError: a new run's folder exists already and is not empty.
         """
         from tensorboardX import SummaryWriter  # a dependency of ray[tune]; imports no torch
 
         self.path, self.recipe, self.data_returns = path, recipe, data_returns
+        self._listener: Listener = listener or Nobody()
         if not resumed:
             check_new(path)
             path.mkdir(parents=True, exist_ok=True)
@@ -155,18 +159,20 @@ class RunFolder:
             np.savez_compressed(self.path / "evaluation" / f"{name}-details.npz", **arrays)
 
     def failure(
-        self, what: str, *, at_s: float, recover_s: float | None, lost_steps: int, lost_updates: int
+        self,
+        what: str,
+        *,
+        at_s: float,
+        recover_s: float | None,
+        lost_steps: int,
+        lost_updates: int,
+        diverged: bool = False,
     ) -> None:
         """Write one death and what it cost."""
-        row = {
-            "what": what,
-            "at_s": round(at_s, 3),
-            "recover_s": recover_s,
-            "lost_steps": lost_steps,
-            "lost_updates": lost_updates,
-        }
+        row: dict[str, Any] = {"what": what, "at_s": round(at_s, 3), "recover_s": recover_s}
+        row |= {"lost_steps": lost_steps, "lost_updates": lost_updates}
         self.failures.append(row)
-        self._row("failure", **row)
+        self._row("failure", **row, diverged=diverged)
         self._metrics.flush()
 
     def change(self, event: str, *, env_steps: int, **fields: Any) -> None:
@@ -239,14 +245,20 @@ class RunFolder:
                 )
                 self.restarts[row["what"]] += 1
 
+    def trained(self) -> None:
+        """Say that training is over; a final evaluation may follow."""
+        self._listener.trained()
+
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files, and the listener."""
+        self._listener.close()
         self._metrics.close()
         self._board.close()
 
     def _row(self, kind: str, **fields: Any) -> None:
         row = {"kind": kind, "at_s": round(self.at_s(), 3), **fields}
         self._metrics.write(json.dumps({k: _finite(v) for k, v in row.items()}, default=_plain) + "\n")
+        self._listener.row(kind, row)
 
 
 def check_new(path: Path) -> None:

@@ -274,6 +274,7 @@ class Trainer:
             **vars(self.counters),
             "updates": self.learner.updates,
             "progress": self.progress,
+            "queued_fragments": len(self.arrived),
         }
         for policy_id, shard in self.shards.items():
             row.update({f"{policy_id}/replay_{name}": value for name, value in vars(shard.stats()).items()})

@@ -22,7 +22,7 @@ from seqrl_ray.loops.living import Replay, algorithm_part, changed
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.learner import ColocatedLearner, LearnerReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
+from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
 from seqrl_ray.runtime.supervisor import threads_env
 from seqrl_ray.types_env import EpisodeEnd
 
@@ -115,7 +115,7 @@ class ColocatedSession(RaySession):
 
         Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
         """
-        death = Death("learner", self.at_s())
+        death = Death("learner", self.at_s(), diverged=diverged(error))
         report: LearnerReport | None = None
         while report is None:
             self.supervisor.count("learner", error)

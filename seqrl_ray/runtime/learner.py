@@ -111,6 +111,11 @@ class RemoteSource:
         """Whether a fragment is on its way."""
         return bool(self._calls)
 
+    @property
+    def in_flight(self) -> int:
+        """Fragments asked for and not taken yet."""
+        return len(self._calls)
+
     def take(self, *, wait: bool = True) -> Sequence[tuple[str, Fragment]]:
         """Return fragments that are ready, waiting a tenth of a second at most, or not at all; in lock-step
         ask for none.
@@ -266,8 +271,11 @@ class ColocatedLearner:
             board_lost = board_lost or self.publisher.publish(self._weights, now=True)
         lost, self.source.lost = self.source.lost, []
         back, self.source.back = self.source.back, []
+        row = self.trainer.report()
+        row["fragments_in_flight"] = self.source.in_flight
+        row["published_bytes"] = self.publisher.bytes_sent
         return LearnerReport(
-            row=self.trainer.report(),
+            row=row,
             restored=self.restored,
             lag=dict(self.trainer.lag.counts),
             finished=self.trainer.take_finished(),

@@ -123,6 +123,11 @@ class RemoteReplay:
         """Items likewise."""
         return self._gone["inserted"] + sum(s.inserted for s in self.shards.values())
 
+    @property
+    def queued_draws(self) -> int:
+        """Draws asked for and not used yet."""
+        return len(self._draws)
+
     def pump(self, beta: float, updates: int) -> None:
         """Ask for draws while pacing and prefetch allow; otherwise `listen`. Never waits.
 

@@ -279,6 +279,7 @@ class ShardServer:
             row[f"{policy_id}/replay{self.index}_insert_wait_s"] = (
                 self.pacing[policy_id].report().insert_wait_s
             )
+        row[f"queued_fragments{self.index}"] = len(self._inserting)
         return {"row": row, "lag": dict(self.lag.counts), "counted": vars(self.counted)}
 
     async def save(self, folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from seqrl_ray.runtime.actor import ActorReport
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of
+from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 from seqrl_ray.runtime.wire import GONE
 
@@ -345,7 +345,7 @@ class ServiceSession(RaySession):
 
         Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
         """
-        death = Death("learner", self.at_s())
+        death = Death("learner", self.at_s(), diverged=diverged(error))
         report: ServiceReport | None = None
         while report is None:
             self.supervisor.count("learner", error)

@@ -172,6 +172,8 @@ class ServiceLearner:
             "updates": self.learner.updates,
             "progress": self.progress,
             "stale_priorities": sum(r.stale_priorities for r in self.replays.values()),
+            "published_bytes": self.publisher.bytes_sent,
+            **{f"{p}/queued_draws": r.queued_draws for p, r in self.replays.items()},
         }
         row.update(pacing_row({p: r.pacing for p, r in self.replays.items()}))
         row.update(self.learner.metrics())

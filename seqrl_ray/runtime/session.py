@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from seqrl_ray import errors
-from seqrl_ray.errors import SeqrlError
+from seqrl_ray.errors import DivergedError, SeqrlError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Failure
 from seqrl_ray.loops.evaluate import POLICY
@@ -58,6 +58,7 @@ class Death:
     noticed: float
     lost_steps: int = 0
     lost_updates: int = 0
+    diverged: bool = False
 
 
 def cause_of(error: RayTaskError | RayActorError) -> Exception:
@@ -75,6 +76,11 @@ def cause_of(error: RayTaskError | RayActorError) -> Exception:
         ours: Exception = getattr(errors, kind)(message)
         return ours
     return error
+
+
+def diverged(error: Exception) -> bool:
+    """Whether a learner ended because its weights were lost to NaN or infinity."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, DivergedError)
 
 
 class RaySession:
@@ -155,7 +161,14 @@ class RaySession:
         """Account for a death that has been mended now."""
         took = round(self.at_s() - death.noticed, 3)
         self._mended.append(
-            Failure(death.what, round(death.noticed, 3), took, death.lost_steps, death.lost_updates)
+            Failure(
+                death.what,
+                round(death.noticed, 3),
+                took,
+                death.lost_steps,
+                death.lost_updates,
+                death.diverged,
+            )
         )
 
     def _never_back(self, death: Death) -> None:

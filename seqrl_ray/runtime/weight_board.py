@@ -60,6 +60,7 @@ class Publisher:
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
         self.board: Any = None
+        self.bytes_sent = 0
         self._call: Any = None
         self._sent_at = -math.inf
 
@@ -83,5 +84,7 @@ class Publisher:
                 return True
         if now or time.monotonic() - self._sent_at >= self.every_s:
             self._sent_at = time.monotonic()
-            self._call = self.board.publish.remote(weights())
+            newest = weights()
+            self._call = self.board.publish.remote(newest)
+            self.bytes_sent += sum(w.flat.nbytes for w in newest.values())
         return False

@@ -24,6 +24,7 @@ from seqrl_ray.loops.run_folder import LagCounter, RunFolder
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.launch import connected, place
+from seqrl_ray.runtime.metrics import open_exporter
 from seqrl_ray.tune.board import LOG, read_log
 from seqrl_ray.tune.lineage import chain, schedule
 from seqrl_ray.tune.plan import make_plan, with_values
@@ -140,7 +141,8 @@ def replay_sweep(
             inner = ColocatedSession(recipe, place(recipe, local=own), root=path.absolute() / "checkpoints")
         session = ScheduledSession(inner, changes)
         stack.callback(session.close)
-        folder = RunFolder(path, recipe, resumed=False, clock_s=time.monotonic() - began)
+        listener = None if isinstance(inner, LocalSession) else open_exporter(recipe, address)
+        folder = RunFolder(path, recipe, resumed=False, clock_s=time.monotonic() - began, listener=listener)
         stack.callback(folder.close)
         (path / SCHEDULE).write_text(json.dumps({"sweep": str(root), "schedule": changes}), encoding="utf-8")
         screen = Silence() if quiet else ProgressLine(recipe)

@@ -27,6 +27,7 @@ from seqrl_ray.loops.local import LocalSession
 from seqrl_ray.loops.run_folder import RunFolder
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
+from seqrl_ray.runtime.metrics import open_exporter
 from seqrl_ray.runtime.session import Placement
 from seqrl_ray.tune.score import headline
 from seqrl_ray.tune.space import Values
@@ -72,7 +73,13 @@ class TrialRun:
             session = ColocatedSession(recipe, placement, root=root, clock_s=clock_s, resume=checkpoint)
             session.gives_up_diverged = True
             self.session = session
-        self.folder = RunFolder(folder, recipe, resumed=checkpoint is not None, clock_s=clock_s)
+        self.folder = RunFolder(
+            folder,
+            recipe,
+            resumed=checkpoint is not None,
+            clock_s=clock_s,
+            listener=open_exporter(recipe),
+        )
         self.env_steps = int(self._own.get("env_steps", 0))
         self.values: Values = {}
         self._train_s = float(self._own.get("train_s", 0.0))

@@ -23,6 +23,7 @@ from seqrl_ray.loops.run_folder import versions
 from seqrl_ray.recipe import write
 from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.runtime.launch import cluster_resources, connected
+from seqrl_ray.runtime.metrics import refuse_silence, where
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, read_log
 from seqrl_ray.tune.final import Contestant, compare, sentence, write_summary
 from seqrl_ray.tune.lineage import chain, experience, reports, schedule
@@ -58,6 +59,7 @@ def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, qui
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
     began = time.monotonic()
+    refuse_silence(plan.base, address)
     with connected(address, cpus=os.cpu_count() or 1):
         total = cluster_resources()
         room = make_room(
@@ -69,6 +71,8 @@ def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, qui
         )
         _open(plan, root, resumed=resumed)
         screen = Screen(plan, quiet=quiet)
+        if plan.base.prometheus != "off":
+            screen.say(where(address))
         if plan.sweep.scheduler.kind == IN_PLACE:
             outcome = run_population(plan, root, room, screen)
         else:

@@ -46,8 +46,8 @@ LEARNER_KEYS = (
     "publish_every_s, report_every_s, threads, updates_per_call"
 )
 TOP_KEYS = (
-    "actors, algorithm, data, description, env, evaluation, folder, learner, name, phase, policies, replay, "
-    "seed, stop"
+    "actors, algorithm, data, description, env, evaluation, folder, learner, name, phase, policies, "
+    "prometheus, replay, seed, stop"
 )
 
 

@@ -1,0 +1,30 @@
+"""Who else hears of a run's rows: the seam between the run folder and what exports metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Listener(Protocol):
+    """Hears what goes to `metrics.jsonl`; `seqrl_ray.runtime.metrics.Exporter` is one."""
+
+    def row(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Take a row; its values may be NaN, where the file has null."""
+        ...
+
+    def trained(self) -> None:
+        """Training is over, the run is not."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come; closing twice is harmless."""
+        ...
+
+
+class Nobody:
+    """Hears nothing."""
+
+    def row(self, kind: str, row: Mapping[str, Any]) -> None: ...
+    def trained(self) -> None: ...
+    def close(self) -> None: ...
