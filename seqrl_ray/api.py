@@ -1,6 +1,7 @@
 """What the command line does, as Python functions of the same shape: `from seqrl_ray import train, evaluate`.
 
-Nothing heavy is imported before a function needs it.
+Nothing heavy is imported before a function needs it. Longer than a file should be: every command's function
+stands here.
 """
 
 from __future__ import annotations
@@ -94,6 +95,22 @@ def resume(
     newest = checkpoints.latest(folder / "checkpoints")
     resolved = checkpoints.keep_wiring(newest, resolved, local=local)
     return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet)
+
+
+def scale(run: str | Path, least: int, most: int | None = None) -> None:
+    """Ask a living run (or its next resume) for another number of actors.
+
+    Args:
+        run: the run folder.
+        least: actors there shall be at least.
+        most: actors there shall be at most; None: `least`.
+    Raises: SeqrlError: no run there, or it was not made for so many.
+    """
+    from seqrl_ray.loops.run_folder import open_run
+    from seqrl_ray.runtime.crew import ask
+
+    folder = open_run(Path(run))
+    ask(folder, read_recipe(folder / "recipe.toml"), least, least if most is None else most)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The command line: `seqrl train | evaluate | tune | data | report | check | doctor | bench`.
+"""The command line: `seqrl train | evaluate | scale | tune | data | report | check | doctor | bench`.
 
 Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
 interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
@@ -152,6 +152,18 @@ def evaluate(
     targets = {f"policy at {target}": metrics for target, metrics in result["targets"].items()}
     for name, metrics in {"policy": result["evaluation"], **targets, **result["baselines"]}.items():
         typer.echo(f"  {name:<14}{_figures(metrics[metric])}")
+
+
+@app.command()
+def scale(
+    run: RunFolder,
+    least: Annotated[int, typer.Argument(min=1, help="actors, or the least of them")],
+    most: Annotated[int | None, typer.Argument(min=1, help="the most of them; default: as many")] = None,
+) -> None:
+    """Ask a living run for another number of actors; it heeds it within seconds."""
+    from seqrl_ray import api
+
+    api.scale(run, least, most)
 
 
 @app.command()

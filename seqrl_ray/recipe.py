@@ -42,7 +42,15 @@ EnvSettings = Annotated[
 class ActorsSettings(Settings):
     """Who steps the environments."""
 
-    count: int = key(1, "actor processes", ge=1, le=10_000)
+    count: int = key(
+        1,
+        "actor processes; as a list [1, 8] the least and the most: then it follows the cluster's free CPUs",
+        ge=1,
+        le=10_000,
+    )
+    max_count: int = key(
+        0, "the most actors, where the number follows the cluster; 0 = always `count`", ge=0, le=10_000
+    )
     envs_per_actor: int = key(1, "environment copies in each actor", ge=1, le=65_536)
     fragment_steps: int = key(
         16,
@@ -64,10 +72,60 @@ class ActorsSettings(Settings):
         gt=0.0,
     )
     max_restarts_per_10_min: int = key(20, "process deaths the run survives in ten minutes", ge=0)
+    max_node_losses_per_10_min: int = key(
+        100,
+        "whole nodes lost in ten minutes that the run survives, however many of its processes stood there",
+        ge=0,
+    )
     cpus: float = key(1.0, "CPUs each actor reserves on a cluster (placement only)", gt=0.0, le=64.0)
     label_selector: LabelSelector = key(
         {}, "labels of the cluster's nodes that actors and evaluators may stand on; empty = any"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range(cls, given: Any) -> Any:
+        """Read `count = [least, most]` as `count` and `max_count`."""
+        if not isinstance(given, dict) or not isinstance(given.get("count"), list | tuple):
+            return given
+        ends = list(given["count"])
+        whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+        if not (len(ends) == 2 and whole and 1 <= ends[0] <= ends[1]):
+            raise ValueError(
+                f"actors.count={ends} is neither a number nor [least, most] with 1 <= least <= most: nobody "
+                "knows how many actors there shall be. Write e.g. actors.count=[1, 8]."
+            )
+        if given.get("max_count", ends[1]) not in (0, ends[1]):
+            raise ValueError(
+                f"actors.count={ends} and actors.max_count={given['max_count']} name two upper ends: leave "
+                "actors.max_count out."
+            )
+        return {**given, "count": ends[0], "max_count": ends[1] if ends[1] > ends[0] else 0}
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> ActorsSettings:
+        if 0 < self.max_count < self.count:
+            raise ValueError(
+                f"actors.max_count={self.max_count} is below actors.count={self.count}: the run would have "
+                "more actors than it may have. Raise actors.max_count, or set it to 0."
+            )
+        if self.elastic and self.in_flight == 1:
+            raise ValueError(
+                f"actors.count=[{self.count}, {self.most}] with actors.in_flight=1: a lock-step run is a "
+                "function of its seed, and the cluster's size is none of it. Give one number, or raise "
+                "actors.in_flight."
+            )
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most actors there may be at once."""
+        return max(self.count, self.max_count)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of actors follows the cluster."""
+        return self.most > self.count
 
 
 class LearnerSettings(Settings):
@@ -276,8 +334,8 @@ class Recipe(Settings):
         return sum(parts) / len(parts)
 
     def env_copies(self) -> int:
-        """Environment copies in all actors."""
-        return self.actors.count * self.actors.envs_per_actor
+        """Environment copies in all actors, at most."""
+        return self.actors.most * self.actors.envs_per_actor
 
 
 def data_root(kind: str) -> Path:

@@ -28,7 +28,7 @@ class Failure:
     """One death that the run survived."""
 
     what: str
-    """actor, shard, learner, board or evaluator."""
+    """actor, shard, learner, board, evaluator or node (a whole one)."""
     at_s: float
     recover_s: float | None
     lost_steps: int = 0
@@ -50,6 +50,8 @@ class Advance:
     notes: list[str] = field(default_factory=list)
     """Lines for people; a session that has one comes back before its time."""
     done: bool = False
+    save: bool = False
+    """A checkpoint is wanted now: the place where the learner stands is about to go."""
 
 
 class Session(Protocol):
@@ -240,7 +242,8 @@ def _train(
             return "interrupted"
         if recipe.stop.wall_s and folder.at_s() >= recipe.stop.wall_s:
             return "completed"
-        if learner.checkpoint_every_s and time.monotonic() - saved_at >= learner.checkpoint_every_s:
+        due = learner.checkpoint_every_s and time.monotonic() - saved_at >= learner.checkpoint_every_s
+        if due or advance.save:
             session.save(folder.path / "checkpoints", _driver_tree(folder, times), wait=False)
             saved_at = time.monotonic()
         if times.due(recipe, row):

@@ -271,6 +271,10 @@ class Rollout:
         for policy_id, acting in self.acting.items():
             acting.slot_params = self._slot_params(acting.algorithm, self.env.groups[policy_id], progress)
 
+    def set_place(self, first_copy: int, total_copies: int) -> None:
+        """Explore at another place of the ladder, from the next `load` or `set_progress` on."""
+        self.first_copy, self.total_copies = first_copy, total_copies
+
     def set_hparams(self, values: Mapping[str, Any]) -> None:
         """Act with changed mutable hyper-parameters from the next `load` or `set_progress` on."""
         for acting in self.acting.values():

@@ -94,7 +94,7 @@ class RunFolder:
         self._board = SummaryWriter(str(path / "tensorboard"), flush_secs=10)
         self.recent: list[tuple[int, float]] = []  # (env_steps, headline), newest last
         self.failures: list[dict[str, Any]] = []
-        self.restarts = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0}
+        self.restarts = dict.fromkeys(("actor", "shard", "learner", "board", "evaluator", "node"), 0)
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
         self.best: dict[str, Any] | None = None
         """Of the evaluations in between: the one whose headline metric is best."""

@@ -81,6 +81,11 @@ class RolloutActor:
         """Act with changed mutable hyper-parameters."""
         self.rollout.set_hparams(values)
 
+    def take_place(self, rank: int, total: int) -> None:
+        """Explore as actor `rank` of `total` from the next fragment on: others joined or left."""
+        copies = self.recipe.actors.envs_per_actor
+        self.rollout.set_place(rank * copies, total * copies)
+
     def open_episodes(self) -> Any:
         """Return the rollout's state, or None where the environment cannot rebuild an episode."""
         return self.rollout.state()
@@ -114,6 +119,15 @@ class RolloutActor:
             call = shard.insert.remote(pack_fragment(fragment), self._source, self._sent_here)
             self._sent_here += 1
             self._sent.append((call, fragment.env_steps))
+        return report
+
+    def finish(self, seconds: float) -> ActorReport:
+        """Wait until what was sent is stored, for about this long; what comes next is a source of its own."""
+        report = ActorReport()
+        until = time.monotonic() + seconds
+        while self._sent and not report.shard_lost and time.monotonic() < until:
+            self._settle_oldest(report, until)
+        self._open(None, report)
         return report
 
     def _await_weights(self, board: Any, report: ActorReport, until: float) -> None:

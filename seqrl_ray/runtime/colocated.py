@@ -44,8 +44,8 @@ class ColocatedSession(RaySession):
         self._new: dict[int, tuple[Any, bool]] = {}
         self.gives_up_diverged = False
         """Lost weights are the caller's concern, and not a death that a checkpoint mends."""
-        for index in range(recipe.actors.count):
-            self._new[index] = (self.supervisor.make_actor(index), False)
+        self.hire_first()
+        self._new = {index: (actor, False) for index, actor in self.supervisor.actors.items()}
         self.groups = self.first_groups()
         if resume is not None and self.exact:
             self.restore_rollouts(resume)
@@ -77,10 +77,12 @@ class ColocatedSession(RaySession):
 
         Raises: DivergedError: the weights are lost, and `gives_up_diverged`.
         """
+        self.follow_the_cluster()
         new, self._new = self._new, {}
+        orders = (self.crew.leaving, self.crew.unplaced)
         try:
             report: LearnerReport = ray.get(
-                self._learner.run_for.remote(seconds, new, self.supervisor.board, env_steps)
+                self._learner.run_for.remote(seconds, new, self.supervisor.board, env_steps, *orders)
             )
         except (RayTaskError, RayActorError) as error:
             if self.gives_up_diverged and isinstance(cause_of(error), DivergedError):
@@ -96,19 +98,37 @@ class ColocatedSession(RaySession):
                 application_error=lost.application_error,
                 lost_steps=self.recipe.actors.in_flight * steps,
             )
-            self._new[lost.index] = (actor, True)
+            if actor is not None:
+                self._new[lost.index] = (actor, True)
         for index in report.back:
-            self.recovered(self.actor_deaths.pop(index))
+            self.is_back(index)
+        for index in report.left:
+            self.let_go(index)
+        self.mend_nodes()
         if report.board_lost:
-            self.replace_board(lambda board: ray.get(self._learner.publish_to.remote(board)))
+            self.replace_board(self.fill_board)
+        report.row["actors"] = self.crew.size
         return Advance(
             report.row,
             report.finished,
             self.take_failures(),
             self.interim_results(),
-            report.notes,
+            report.notes + self.take_notes(),
             report.done,
+            self.take_save_wanted(),
         )
+
+    def has_joined(self, index: int, actor: Any) -> None:
+        """Have the learner pull from a new actor."""
+        self._new[index] = (actor, False)
+
+    def keepers(self) -> list[Any]:
+        """Return the learner: it owns the shard."""
+        return [self._learner]
+
+    def fill_board(self, board: Any) -> None:
+        """Have the learner fill an empty board."""
+        ray.get(self._learner.publish_to.remote(board))
 
     def _replace_learner(self, seconds: float, error: Exception) -> LearnerReport:
         """Restore learner and replay from the newest checkpoint, or from nothing where there is none yet.
@@ -123,7 +143,7 @@ class ColocatedSession(RaySession):
             found = checkpoints.complete(self.root)
             self.epoch += 1
             self._learner = self._make_learner(found[-1] if found else None)
-            everyone = {i: (actor, i in self.actor_deaths) for i, actor in self.supervisor.actors.items()}
+            everyone = {i: (actor, self.awaited(i)) for i, actor in self.supervisor.actors.items()}
             try:
                 report = ray.get(self._learner.run_for.remote(seconds, everyone, self.supervisor.board))
             except (RayTaskError, RayActorError) as again:

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.reserve import Held, check_shared, hold
 from seqrl_ray.runtime.service import ServiceSession
@@ -121,9 +122,10 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
             "start. Set learner.num_gpus=auto, or add a GPU node."
         )
     cores = os.cpu_count() or 1
+    here = min(recipe.actors.most, max(recipe.actors.count, cores - 1))
     threads = int(recipe.learner.threads) if recipe.learner.threads != "auto" else 1
     if recipe.learner.threads == "auto" and local:
-        threads = max(1, cores - recipe.actors.count)
+        threads = max(1, cores - here)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
     held = Held() if local else hold(recipe, num_gpus, threads, shards)
     return Placement(
@@ -134,11 +136,13 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         learner_cpus=LOCAL_CPUS if local else float(threads),
         shard_cpus=LOCAL_CPUS if local else 1.0,
         evaluator_cpus=LOCAL_CPUS if local else 1.0,
-        workers=cores if local else max(1, min(recipe.actors.count, int(total.get("CPU", 1.0)))),
+        workers=cores if local else max(1, min(recipe.actors.most, int(total.get("CPU", 1.0)))),
         pin=held.learner,
         shard_pin=held.shards,
         actor_labels={} if local else recipe.actors.label_selector,
         elsewhere=held.elsewhere,
+        actors_here=here,
+        watch_nodes=not local and nodes.watchable(),
     )
 
 

@@ -52,6 +52,8 @@ class LearnerReport:
     lost: list[Lost] = field(default_factory=list)
     back: list[int] = field(default_factory=list)
     """Replaced actors whose first fragment has come."""
+    left: list[int] = field(default_factory=list)
+    """Actors that were to leave and of which nothing is on its way any more."""
     board_lost: bool = False
     notes: list[str] = field(default_factory=list)
     done: bool = False
@@ -65,6 +67,11 @@ class RemoteSource:
         self.actors: dict[int, Any] = {}
         self.lost: list[Lost] = []
         self.back: list[int] = []
+        self.left: list[int] = []
+        self.leaving: frozenset[int] = frozenset()
+        """Actors that are asked for nothing more."""
+        self.unplaced: frozenset[int] = frozenset()
+        """Actors that wait for room on the cluster: their silence means nothing."""
         self._awaited: set[int] = set()
         self._heard: set[int] = set()  # actors that have answered once
         self._new: set[int] = set()  # actors that were never asked
@@ -77,6 +84,7 @@ class RemoteSource:
     def add(self, index: int, actor: Any, *, replacement: bool) -> None:
         """Pull from this actor from the next `poll` on: in an offline phase nobody asks it for anything."""
         self.actors[index] = actor
+        self._calls = {call: entry for call, entry in self._calls.items() if entry[0] != index}
         self._sent_versions.pop(index, None)
         self._heard.discard(index)
         self._new.add(index)
@@ -137,7 +145,8 @@ class RemoteSource:
             self._drop(Lost(index, str(error), application_error=True))
             return None
         except ObjectLostError:
-            return None  # the reply went down with a node; the actor's death, if it is one, shows next time
+            self._arm(index)  # the reply went down with a node; if the actor did too, the next call shows it
+            return None
         except RayActorError as error:
             created = failed_to_start(error)
             self._drop(Lost(index, str(error) if created else "died", application_error=created))
@@ -152,7 +161,7 @@ class RemoteSource:
 
     def _arm(self, index: int) -> None:
         actor = self.actors.get(index)
-        if actor is None:
+        if actor is None or index in self.leaving:
             return
         on_their_way = sum(1 for i, _ in self._calls.values() if i == index)
         progress = next(iter(self._weights.values())).progress if self._weights else 0.0
@@ -185,6 +194,8 @@ class RemoteSource:
         for index, sent in self._calls.values():
             oldest[index] = min(sent, oldest.get(index, sent))
         for index, sent in oldest.items():
+            if index in self.unplaced:
+                continue
             patience = self.recipe.actors.hang_timeout_s + (0.0 if index in self._heard else START_S)
             if time.monotonic() - sent <= patience or index not in self.actors:
                 continue
@@ -193,6 +204,14 @@ class RemoteSource:
                 self._calls = {c: (i, now if i == index else at) for c, (i, at) in self._calls.items()}
             else:
                 self._drop(Lost(index, "hung", application_error=False))
+
+    def look_who_left(self) -> None:
+        """Forget leaving actors of which no fragment is on its way any more."""
+        busy = {index for index, _ in self._calls.values()}
+        for index in [i for i in self.leaving if i in self.actors and i not in busy]:
+            del self.actors[index]
+            self._awaited.discard(index)
+            self.left.append(index)
 
     def _drop(self, lost: Lost) -> None:
         """Forget an actor and everything on its way, once."""
@@ -230,6 +249,7 @@ class ColocatedLearner:
         learner.epoch += epoch
         self.restored = {"env_steps": self.trainer.counters.env_steps, "updates": learner.updates}
         self.publisher = Publisher(recipe.learner.publish_every_s)
+        self._departed: set[str] = set()  # actors that left or died, whose streams are still open
         self.source.offer(learner.all_weights(self.trainer.progress))
 
     def pid(self) -> int:
@@ -237,7 +257,13 @@ class ColocatedLearner:
         return os.getpid()
 
     def run_for(
-        self, seconds: float, actors: Mapping[int, tuple[Any, bool]], board: Any, env_steps: int = 0
+        self,
+        seconds: float,
+        actors: Mapping[int, tuple[Any, bool]],
+        board: Any,
+        env_steps: int = 0,
+        leaving: frozenset[int] = frozenset(),
+        unplaced: frozenset[int] = frozenset(),
     ) -> LearnerReport:
         """Train for about this long; or until the budget is spent, an actor is lost, or there is news.
 
@@ -246,11 +272,12 @@ class ColocatedLearner:
             actors: new or replaced actors: index -> (handle, whether it replaces a lost one).
             board: where weights go.
             env_steps: come back when so many are made; 0 = no limit.
+            leaving: actors that are asked for nothing more.
+            unplaced: actors that wait for room: they are not called silent.
         """
+        self.source.leaving, self.source.unplaced = leaving, unplaced
+        self._departed -= {f"actor-{index}" for index in actors}  # a new incarnation closes the old streams
         for index, (actor, replacement) in actors.items():
-            if replacement:
-                for shard in self.trainer.shards.values():
-                    shard.writer_gone(f"actor-{index}")
             self.source.add(index, actor, replacement=replacement)
         self.publisher.use(board)
         until = time.monotonic() + seconds
@@ -261,9 +288,12 @@ class ColocatedLearner:
             and not self.trainer.done
             and not 0 < env_steps <= self.trainer.counters.env_steps
             and not self.source.lost
+            and not self.source.left
             and not compiling.notes
         ):
             self.trainer.turn()
+            self.source.look_who_left()
+            self._close_streams()
             if self.recipe.actors.in_flight > 1:  # a lock-step run is a function of its seed, not of a clock
                 compiling.consider(self.trainer.progress)
             board_lost = board_lost or self.publisher.publish(self._weights)
@@ -274,6 +304,9 @@ class ColocatedLearner:
         row = self.trainer.report()
         row["fragments_in_flight"] = self.source.in_flight
         row["published_bytes"] = self.publisher.bytes_sent
+        left, self.source.left = self.source.left, []
+        self._departed |= {f"actor-{index}" for index in [actor.index for actor in lost] + left}
+        self._close_streams()
         return LearnerReport(
             row=row,
             restored=self.restored,
@@ -281,10 +314,19 @@ class ColocatedLearner:
             finished=self.trainer.take_finished(),
             lost=lost,
             back=back,
+            left=left,
             board_lost=board_lost,
             notes=compiling.take_notes(),
             done=self.trainer.done,
         )
+
+    def _close_streams(self) -> None:
+        """Close the streams of actors that are no more, once all they sent has been let in."""
+        held = {writer for writer, _ in self.trainer.arrived}
+        for writer in [w for w in self._departed if w not in held]:
+            self._departed.discard(writer)
+            for shard in self.trainer.shards.values():
+                shard.writer_gone(writer)
 
     def _weights(self) -> dict[str, Weights]:
         return self.trainer.learner.all_weights(self.trainer.progress)

@@ -1,7 +1,7 @@
 """The service wiring, seen from the supervisor's process: shard actors between rollout actors and the
 learner.
 
-Rollout actors push to their shard (`index % shards`) and pull weights from the board; the learner draws from
+Rollout actors push to their shard (`runtime.spread`) and pull weights from the board; the learner draws from
 all shards. The supervisor holds one `run_for` call with each of them, hears their counts, and replaces
 whoever dies: an actor as a new incarnation, a shard from the newest checkpoint's snapshot, the learner from
 its checkpoint, the board empty.
@@ -30,12 +30,16 @@ from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards,
 from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
+from seqrl_ray.runtime.spread import Spread
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 from seqrl_ray.runtime.wire import GONE
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""
 
+
+FINISH_S = 5.0
+"""How long an actor that leaves, or changes its shard, waits for what it sent."""
 
 ANSWER_S = 60.0
 """How long a process that was reported lost may take to show that it lives."""
@@ -64,6 +68,8 @@ class _Stretch:
     life: int
     """How often that shard had been restarted: news of an earlier life is old news."""
     sent_at: float
+    last: bool = False
+    """It was to wait until this shard had stored what it sent: it leaves, or changes to another."""
 
 
 class ServiceSession(RaySession):
@@ -80,8 +86,9 @@ class ServiceSession(RaySession):
     ) -> None:
         """Start the processes; arguments as in `RaySession`."""
         super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
-        for index in range(recipe.actors.count):
-            self.supervisor.make_actor(index)
+        self.spread = Spread(recipe.replay.shards, rotates=recipe.actors.in_flight > 1)
+        self._sends_to: dict[int, int] = {}  # actor -> the shard it has sent to
+        self.hire_first()
         self.groups = self.first_groups()
         self._learner = self._make_learner(resume)
         self._specs = ray.get(self._learner.specs.remote())
@@ -123,7 +130,9 @@ class ServiceSession(RaySession):
 
     def _make_shard(self, index: int, life: int, replay: Path | None, states: Mapping[str, Any]) -> Any:
         actors = self.recipe.actors
-        waiting = -(-actors.count * actors.in_flight // self.recipe.replay.shards)
+        waiting = -(-actors.most * actors.in_flight // self.recipe.replay.shards)
+        if actors.elastic:  # on their way from shard to shard, all may come to one
+            waiting = actors.most * actors.in_flight
         remote = ray.remote(ShardServer).options(
             num_cpus=self.placement.shard_cpus,
             max_concurrency=waiting + SPARE_CALLS,
@@ -161,10 +170,10 @@ class ServiceSession(RaySession):
         call = self._learner.run_for.remote(seconds, self._shards, self.supervisor.board)
         report: ServiceReport | None = None
         while report is None:
+            self.follow_the_cluster()
             busy = {stretch.actor for stretch in self._calls.values()}
-            for index in self.supervisor.actors:
-                if index not in busy:
-                    self._send(index)
+            for index in [i for i in self.supervisor.actors if i not in busy]:
+                self._send(index)
             calls = [call, *self._calls]
             ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)
             if ready:
@@ -185,11 +194,49 @@ class ServiceSession(RaySession):
         self._finish_saving(wait=False)
         row = self._row(report.row)
         self.last = {k: int(row[k]) for k in self.last}
+        self.mend_nodes()
+        row["actors"] = self.crew.size
         finished, self._finished = self._finished, []
-        return Advance(row, finished, self.take_failures(), self.interim_results(), report.notes, report.done)
+        notes = report.notes + self.take_notes()
+        failures, judged = self.take_failures(), self.interim_results()
+        return Advance(row, finished, failures, judged, notes, report.done, self.take_save_wanted())
+
+    def keepers(self) -> list[Any]:
+        """Return learner and shards."""
+        return [self._learner, *self._shards.values()]
+
+    def fill_board(self, board: Any) -> None:
+        """Have the learner fill an empty board."""
+        self._fill(board)
+
+    def let_go(self, index: int) -> None:
+        """End an actor that has left, or never began; nobody replaces it."""
+        super().let_go(index)
+        self._calls = {call: stretch for call, stretch in self._calls.items() if stretch.actor != index}
+        self._forget(index, self.supervisor.incarnations[index])
+        self.spread.leave(index)
+
+    def _forget(self, index: int, incarnation: int) -> None:
+        """Have every shard close the streams of an actor that is no more."""
+        self._heard.discard(index)
+        self._sends_to.pop(index, None)
+        for shard in self._shards.values():
+            shard.writer_gone.remote(f"actor-{index}", incarnation)
 
     def _send(self, index: int) -> None:
-        shard = index % len(self._shards)
+        """Send an actor off; one that leaves, or changes its shard, first waits for what it sent."""
+        self.spread.join(index)
+        self.spread.balance(time.monotonic())
+        leaving, before = index in self.crew.leaving, self._sends_to.get(index)
+        if before is not None and (leaving or before != self.spread.of[index]):
+            call = self.supervisor.actors[index].finish.remote(FINISH_S)
+            life = self._shard_lives[before]
+            self._calls[call] = _Stretch(index, before, life, time.monotonic(), last=True)
+            return
+        if leaving:  # it has sent nothing
+            self.let_go(index)
+            return
+        shard = self._sends_to[index] = self.spread.of[index]
         call = self.supervisor.actors[index].run_for.remote(
             ACTOR_STRETCH_S, self._shards[shard], self.supervisor.board
         )
@@ -216,8 +263,8 @@ class ServiceSession(RaySession):
             self._bury(index, str(error) if failed else "died", application_error=failed)
             return None
         self._heard.add(index)
-        if index in self.actor_deaths and report.env_steps:
-            self.recovered(self.actor_deaths.pop(index))
+        if report.env_steps:
+            self.is_back(index)
         self._waited_s += report.waited_s
         self._dropped_steps += report.dropped_steps
         if report.episodes:
@@ -226,6 +273,10 @@ class ServiceSession(RaySession):
         if report.board_lost:
             self._replace_board()
         self._dropped[shard] += report.dropped_steps
+        if stretch.last:
+            self._sends_to.pop(index, None)
+            if index in self.crew.leaving:
+                self.let_go(index)
         if stretch.life != self._shard_lives[shard]:
             return None
         self._shard_steps[shard] = max(self._shard_steps[shard], report.shard_steps)
@@ -240,9 +291,10 @@ class ServiceSession(RaySession):
         this process is to hear it.
         """
         now = time.monotonic()
-        late = [
-            c for c, stretch in self._calls.items() if now - stretch.sent_at > self._patience(stretch.actor)
-        ]
+        late = [c for c, s in self._calls.items() if now - s.sent_at > self._patience(s.actor, s.last)]
+        if late:  # waiting for room on the cluster is not silence
+            unplaced = self.crew.unplaced
+            late = [c for c in late if self._calls[c].actor not in unplaced]
         if not late:
             return
         _, silent = ray.wait(late, num_returns=len(late), timeout=0)
@@ -253,9 +305,10 @@ class ServiceSession(RaySession):
             else:
                 self._bury(stretch.actor, "hung", application_error=False)
 
-    def _patience(self, index: int) -> float:
+    def _patience(self, index: int, last: bool = False) -> float:
+        stretch_s = FINISH_S if last else ACTOR_STRETCH_S
         start_s = 0.0 if index in self._heard else START_S
-        return ACTOR_STRETCH_S + self.recipe.actors.hang_timeout_s + start_s
+        return stretch_s + self.recipe.actors.hang_timeout_s + start_s
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         row["episodes"] = self._episodes
@@ -283,10 +336,11 @@ class ServiceSession(RaySession):
 
     def _bury(self, index: int, cause: str, *, application_error: bool) -> None:
         steps = self.recipe.actors.fragment_steps * self.recipe.actors.envs_per_actor
-        self.bury_actor(index, cause, application_error=application_error, lost_steps=steps)
-        self._heard.discard(index)
-        shard = self._shards[index % len(self._shards)]
-        shard.writer_gone.remote(f"actor-{index}", self.supervisor.incarnations[index] - 1)
+        died = self.supervisor.incarnations[index]
+        rehired = self.bury_actor(index, cause, application_error=application_error, lost_steps=steps)
+        self._forget(index, died)
+        if rehired is None:
+            self.spread.leave(index)
 
     def _answers(self, process: Any) -> bool:
         """Whether a process that was reported lost lives after all (or has been replaced already)."""
@@ -304,7 +358,7 @@ class ServiceSession(RaySession):
         if self._answers(self._shards[index]):
             return False
         death, life, kept = Death("shard", self.at_s()), self._shard_lives[index], -1
-        self.supervisor.budget.death(f"shard {index}")
+        self.count_death(f"shard {index}", self._shards[index])
         while kept < 0:
             self.supervisor.end(self._shards[index])
             found = checkpoints.complete(self.root)

@@ -1,4 +1,9 @@
-"""What both wirings share, seen from the supervisor's process: board, evaluators, the account of deaths."""
+"""What both wirings share, seen from the supervisor's process: the crew, board, evaluators, the account of
+deaths.
+
+This file is long because what a death of any kind costs, and what a node takes with it, is accounted for in
+one place.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,11 @@ from seqrl_ray.loops.evaluate import POLICY
 from seqrl_ray.loops.judge import Job, before_acting, chunk_size, playable
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime import nodes
+from seqrl_ray.runtime.crew import Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.runtime.wire import unpack
+from seqrl_ray.runtime.wire import GONE, unpack
 from seqrl_ray.types import GroupSpec
 from seqrl_ray.types_env import EpisodeEnd
 
@@ -48,6 +55,10 @@ class Placement:
     """What the nodes of actors and evaluators must have."""
     elsewhere: tuple[str, ...] = ()
     """Ids of other nodes than the driver's on which checkpoints are written."""
+    actors_here: int | None = None
+    """Actors that a machine of our own carries, where the recipe leaves the number open."""
+    watch_nodes: bool = False
+    """Nodes may come and go: the number of actors follows them."""
 
 
 @dataclass
@@ -59,6 +70,21 @@ class Death:
     lost_steps: int = 0
     lost_updates: int = 0
     diverged: bool = False
+
+
+@dataclass
+class NodeLoss:
+    """A node that was lost with what stood on it; mended when training goes on without it."""
+
+    death: Death
+    env_steps: int
+    """Of the run when it was noticed."""
+    awaited: set[int] = field(default_factory=set)
+    """Actors whose replacements have not been heard yet."""
+
+
+LAST_SAVE_S = 15.0
+"""How long before the announced end of the learner's node a last checkpoint is begun."""
 
 
 def cause_of(error: RayTaskError | RayActorError) -> Exception:
@@ -102,6 +128,13 @@ class RaySession:
         self.supervisor = Supervisor(
             recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels
         )
+        self.crew = Crew(
+            recipe,
+            cpus=placement.actor_cpus,
+            watch=placement.watch_nodes,
+            here=placement.actors_here,
+            folder=root.parent,
+        )
         self.exact: set[int] = set()
         """Actors that go on inside their open episodes: in lock-step, where the checkpoint holds them."""
         if resume is not None:
@@ -113,6 +146,12 @@ class RaySession:
         self.epoch = 0
         self.last = {"env_steps": 0, "updates": 0}
         self.actor_deaths: dict[int, Death] = {}
+        self.node_losses: dict[str, NodeLoss] = {}
+        self.save_wanted = False
+        """The learner's node is about to go: a checkpoint is wanted now."""
+        self._notes: list[str] = []
+        self._told: dict[int, tuple[Any, int, int]] = {}  # actor -> its process, rank, of how many
+        self._last_saves: dict[str, bool] = {}  # ending node of ours -> whether its last save was asked for
         self.judge_deaths: dict[Job, Death] = {}
         """By the job that died with its evaluator; mended when another has played it."""
         self._started = time.monotonic() - clock_s
@@ -124,6 +163,116 @@ class RaySession:
     def at_s(self) -> float:
         """Wall seconds of the run so far."""
         return time.monotonic() - self._started
+
+    # ----------------------------------------------------------------------------------------------- the crew
+
+    def follow_the_cluster(self) -> None:
+        """Now and then: let actors join and leave as the cluster and people want it; heed announced ends."""
+        orders = self.crew.look()
+        for index in orders.drop:
+            self.let_go(index)
+        for index in orders.join:
+            self.has_joined(index, self.hire(index))
+        if orders.ending:
+            self._heed({node.node_id: node for node in orders.ending})
+        self._notes += orders.notes
+
+    def has_joined(self, index: int, actor: Any) -> None:
+        """Feed a new actor: the wirings say how."""
+
+    def keepers(self) -> list[Any]:
+        """Return the processes whose state a checkpoint holds."""
+        raise NotImplementedError
+
+    def fill_board(self, board: Any) -> None:
+        """Have the learner fill an empty board."""
+        raise NotImplementedError
+
+    def hire_first(self) -> None:
+        """Start the actors that the session begins with."""
+        for index in self.crew.first():
+            self.crew.joined(index, self.supervisor.make_actor(index))
+        self.tell_places()
+
+    def hire(self, index: int) -> Any:
+        """Start actor `index` as its next incarnation."""
+        actor = self.supervisor.make_actor(index)
+        self.crew.joined(index, actor)
+        self.tell_places()
+        return actor
+
+    def let_go(self, index: int) -> None:
+        """End an actor that has left, or never began; nobody replaces it."""
+        self.supervisor.end(self.supervisor.actors.pop(index))
+        self._is_no_more(index)
+        self.tell_places()
+
+    def _is_no_more(self, index: int) -> None:
+        self.crew.left(index)
+        self._told.pop(index, None)
+        if index in self.actor_deaths:
+            self._never_back(self.actor_deaths.pop(index))
+        for loss in self.node_losses.values():
+            loss.awaited.discard(index)
+
+    def tell_places(self) -> None:
+        """Tell the actors that stay their rank among them: exploration spreads over those there are."""
+        most = self.recipe.actors.most
+        for index, (rank, total) in self.crew.places().items():
+            actor = self.supervisor.actors[index]
+            known = self._told.get(index, (None, 0, 0))
+            if known[0] is not actor:
+                known = (actor, index, most)  # as its constructor takes it
+            if known != (actor, rank, total):
+                actor.take_place.remote(rank, total)  # a dead one is found so by the wiring
+            self._told[index] = (actor, rank, total)
+
+    def awaited(self, index: int) -> bool:
+        """Whether an actor replaces a dead one and has not been heard yet."""
+        return index in self.actor_deaths or any(index in loss.awaited for loss in self.node_losses.values())
+
+    def is_back(self, index: int) -> None:
+        """Hear from an actor that replaced a dead one."""
+        if index in self.actor_deaths:
+            self.recovered(self.actor_deaths.pop(index))
+        for loss in self.node_losses.values():
+            loss.awaited.discard(index)
+
+    def mend_nodes(self) -> None:
+        """Account for lost nodes without which training goes on."""
+        for node_id, loss in list(self.node_losses.items()):
+            if not loss.awaited and self.last["env_steps"] > loss.env_steps:
+                self.recovered(self.node_losses.pop(node_id).death)
+
+    def take_notes(self) -> list[str]:
+        """Return lines for people since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def take_save_wanted(self) -> bool:
+        """Whether a checkpoint has been wanted since the last call."""
+        wanted, self.save_wanted = self.save_wanted, False
+        return wanted
+
+    def _heed(self, ending: Mapping[str, nodes.Node]) -> None:
+        """Before a node of ours ends: move the board, and save what learner and shards hold."""
+        if nodes.place_of(self.supervisor.board).node_id in ending:
+            old = self.supervisor.board
+            with contextlib.suppress(*GONE):  # if board or learner die meanwhile, that is reported anew
+                self.fill_board(self.supervisor.make_board())
+            self.supervisor.end(old)
+        for node_id in {nodes.place_of(process).node_id for process in self.keepers()} & set(ending):
+            assert node_id is not None
+            left = nodes.seconds_left(ending[node_id])
+            if node_id not in self._last_saves:
+                self._last_saves[node_id] = left < LAST_SAVE_S
+                self.save_wanted = True
+                self._notes.append(
+                    f"learner or shards stand on node {ending[node_id].address}, which ends: saving; go on "
+                    "elsewhere with --resume"
+                )
+            elif not self._last_saves[node_id] and left < LAST_SAVE_S:
+                self._last_saves[node_id] = self.save_wanted = True
 
     def first_groups(self) -> dict[str, GroupSpec]:
         """Wait for the first actor: its environment says what there is to learn."""
@@ -139,6 +288,9 @@ class RaySession:
         """Return every actor's open episodes (lock-step runs); None for one that cannot tell, or has died."""
         states: dict[str, Any] = {}
         for index, actor in self.supervisor.actors.items():
+            if index in self.crew.unplaced:
+                states[str(index)] = None
+                continue
             try:
                 states[str(index)] = ray.get(actor.open_episodes.remote())
             except RayActorError:
@@ -154,6 +306,8 @@ class RaySession:
                 self._never_back(self.actor_deaths.pop(index))
             for job in list(self.judge_deaths):
                 self._never_back(self.judge_deaths.pop(job))
+            for node_id in list(self.node_losses):
+                self._never_back(self.node_losses.pop(node_id).death)
         mended, self._mended = self._mended, []
         return mended
 
@@ -179,22 +333,55 @@ class RaySession:
     def bury_actor(self, index: int, cause: str, *, application_error: bool, lost_steps: int) -> Any:
         """Count an actor's death, make sure it is dead, and start its replacement.
 
+        Returns: the replacement; None if there is none: it was let go, or its node was lost with it and the
+            run may go on smaller.
         Raises: WorkerError: the run must not survive this.
         """
+        if index not in self.crew.members:
+            return None
+        node_id = None if application_error else self.crew.lost_node(index)
         if application_error:
             self.supervisor.budget.application_error("actor", cause)
-        else:
+        elif node_id is None:
             self.supervisor.budget.death(f"actor {index} ({cause})")
-        self.supervisor.end(self.supervisor.actors[index])
-        if index in self.actor_deaths:
-            self._never_back(self.actor_deaths.pop(index))
-        self.actor_deaths[index] = Death("actor", self.at_s(), lost_steps=lost_steps)
-        return self.supervisor.make_actor(index)
+        else:
+            self._lose(node_id, lost_steps)
+        rehired = self.crew.rehires(index, node_lost=node_id is not None)
+        self.supervisor.end(self.supervisor.actors.pop(index))
+        self._is_no_more(index)
+        if node_id is None:
+            self.actor_deaths[index] = Death("actor", self.at_s(), lost_steps=lost_steps)
+        if not rehired:
+            if index in self.actor_deaths:
+                self._never_back(self.actor_deaths.pop(index))
+            self.tell_places()
+            return None
+        if node_id is not None:
+            self.node_losses[node_id].awaited.add(index)
+        return self.hire(index)
+
+    def _lose(self, node_id: str, lost_steps: int = 0) -> None:
+        """Note that a node was lost; it counts once, however much stood there."""
+        if node_id not in self.node_losses:
+            self.supervisor.budget.node_loss(node_id)
+            self.node_losses[node_id] = NodeLoss(Death("node", self.at_s()), self.last["env_steps"])
+        self.node_losses[node_id].death.lost_steps += lost_steps
+
+    def count_death(self, what: str, process: Any) -> None:
+        """Count the death of a process that is no actor: on its own account, or with its node.
+
+        Raises: WorkerError: the run must not survive this.
+        """
+        node_id = nodes.place_of(process).node_id if self.placement.watch_nodes else None
+        if node_id is not None and nodes.gone(node_id):
+            self._lose(node_id)
+        else:
+            self.supervisor.budget.death(what)
 
     def replace_board(self, publish: Callable[[Any], None]) -> None:
         """Start an empty board and have it filled."""
         death = Death("board", self.at_s())
-        self.supervisor.budget.death("the weight board")
+        self.count_death("the weight board", self.supervisor.board)
         with contextlib.suppress(RayActorError):  # if board or learner died meanwhile, that is reported anew
             publish(self.supervisor.make_board())
         self.recovered(death)
@@ -232,7 +419,7 @@ class RaySession:
         except RayTaskError as error:
             self.supervisor.budget.application_error("evaluator", str(error))
         except RayActorError:
-            self.supervisor.budget.death("an evaluator")
+            self.count_death("an evaluator", self._evaluator)
         self._died_with(job)
         self.supervisor.end(self._evaluator)
         self._evaluator = None
@@ -258,6 +445,8 @@ class RaySession:
         weights = checkpoints.acting_weights(newest) | before_acting(checkpoints.pretrained_weights(newest))
         self.close()
         workers = self.placement.workers
+        if self.placement.watch_nodes:  # nodes may have gone since this was resolved
+            workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1.0))))  # type: ignore[no-untyped-call]
         jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)
 
         def played(job: Job) -> None:

@@ -54,22 +54,33 @@ class Budget:
     """Deaths that a run survives: at most `limit` in ten minutes, and no application error twice."""
 
     limit: int
+    node_limit: int = 0
     deaths: deque[float] = field(default_factory=deque)
     errors: set[str] = field(default_factory=set)
+    nodes: deque[float] = field(default_factory=deque)
+    """When nodes were lost: each once, however many processes stood there."""
 
     def death(self, what: str) -> None:
         """Count the death of a process.
 
         Raises: WorkerError: more died in ten minutes than the recipe allows.
         """
-        now = time.monotonic()
-        self.deaths.append(now)
-        while self.deaths and now - self.deaths[0] > WINDOW_S:
-            self.deaths.popleft()
-        if len(self.deaths) > self.limit:
+        if _counted(self.deaths) > self.limit:
             raise WorkerError(
                 f"actors.max_restarts_per_10_min={self.limit} is used up by the death of {what}: something "
                 "kills the processes of this run. Look at memory and at the node's log, or raise the budget."
+            )
+
+    def node_loss(self, node_id: str) -> None:
+        """Count the loss of a whole node: what stood there did nothing to deserve it.
+
+        Raises: WorkerError: more were lost in ten minutes than the recipe allows.
+        """
+        if _counted(self.nodes) > self.node_limit:
+            raise WorkerError(
+                f"actors.max_node_losses_per_10_min={self.node_limit} is used up by the loss of node "
+                f"{node_id[:8]}: the cluster's nodes do not last. Look at the cloud's notices, use nodes "
+                "that stay, or raise the budget."
             )
 
     def application_error(self, what: str, traceback: str) -> None:
@@ -83,6 +94,15 @@ class Budget:
                 f"the same error twice from {what}, so a restart does not cure it:\n{traceback}"
             )
         self.errors.add(place)
+
+
+def _counted(times: deque[float]) -> int:
+    """Note that it happened now, and return how often it did in the last ten minutes."""
+    now = time.monotonic()
+    times.append(now)
+    while now - times[0] > WINDOW_S:
+        times.popleft()
+    return len(times)
 
 
 def _fingerprint(traceback: str) -> str:
@@ -109,8 +129,9 @@ class Supervisor:
         self._where = {"label_selector": dict(actor_labels)} if actor_labels else {}
         self.behaviour = behaviour
         self.actor_cpus = actor_cpus
-        self.budget = Budget(recipe.actors.max_restarts_per_10_min)
-        self.incarnations = dict.fromkeys(range(recipe.actors.count), -1)
+        self.budget = Budget(recipe.actors.max_restarts_per_10_min, recipe.actors.max_node_losses_per_10_min)
+        self.incarnations = dict.fromkeys(range(recipe.actors.most), -1)
+        """Also of actors that are not there now: none is ever used again."""
         self.actors: dict[int, Any] = {}
         self.board: Any = None
 
@@ -121,8 +142,7 @@ class Supervisor:
     def go_on_from(self, state: Mapping[str, Any], *, exact: Set[int]) -> None:
         """Make actors of new incarnations, or of the same ones if their streams go on exactly."""
         for index, number in state["incarnations"].items():
-            if int(index) in self.incarnations:
-                self.incarnations[int(index)] = int(number) - (int(index) in exact)
+            self.incarnations[int(index)] = int(number) - (int(index) in exact)
 
     def make_actor(self, index: int) -> Any:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""

@@ -114,6 +114,11 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
             f"replay.wiring={base.replay.wiring!r}, replay.shards={base.replay.shards} in a sweep: a trial's "
             "learner owns its shard. Leave both out."
         )
+    if base.actors.elastic:
+        raise RecipeError(
+            f"actors.count=[{base.actors.count}, {base.actors.most}] in a sweep: a trial's room is reserved "
+            "before it starts and does not grow. Give actors.count one number and actors.max_count=0."
+        )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
         raise RecipeError(

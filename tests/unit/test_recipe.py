@@ -41,6 +41,7 @@ def test_a_shipped_recipe_survives_writing_and_reading(name, tmp_path):
         "learner.checkpoint_every_s=1e-7",
         "learner.publish_every_s=inf",
         "algorithm.hidden=[1, 2, 3]",
+        "actors.count=[1,8]",
     ],
 )
 def test_every_kind_of_value_survives_writing_and_reading(override, tmp_path):
@@ -107,3 +108,29 @@ def test_the_page_of_keys_is_what_the_schema_says():
     spec.loader.exec_module(make_keys)
     page = (ROOT / "docs" / "recipe_keys.md").read_text(encoding="utf-8")
     assert page == make_keys.pages(), "run: python docs/make_keys.py"
+
+
+def test_the_number_of_actors_may_be_a_range():
+    fixed, ranged = read("classic/cartpole", "actors.count=3"), read("classic/cartpole", "actors.count=[1,3]")
+    assert (fixed.actors.count, fixed.actors.most, fixed.actors.elastic) == (3, 3, False)
+    assert (ranged.actors.count, ranged.actors.most, ranged.actors.elastic) == (1, 3, True)
+    assert ranged == read("classic/cartpole", "actors.count=1", "actors.max_count=3")
+    assert not read("classic/cartpole", "actors.count=[2,2]").actors.elastic
+    assert ranged.env_copies() == 3 * ranged.actors.envs_per_actor
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["actors.count=[3,1]"], "actors.count=[3, 1] is neither a number nor [least, most]"),
+        (["actors.count=[0,1]"], "actors.count=[0, 1] is neither a number nor [least, most]"),
+        (["actors.count=[1,2,3]"], "actors.count=[1, 2, 3] is neither a number nor [least, most]"),
+        (["actors.count=[1,8]", "actors.max_count=4"], "actors.count=[1, 8] and actors.max_count=4 name two"),
+        (["actors.count=4", "actors.max_count=2"], "actors.max_count=2 is below actors.count=4"),
+        (["actors.count=[1,8]", "actors.in_flight=1"], "actors.count=[1, 8] with actors.in_flight=1"),
+    ],
+)
+def test_a_range_that_says_nothing_clear_is_refused(overrides, message):
+    with pytest.raises(RecipeError) as refused:
+        read("classic/cartpole", *overrides)
+    assert message in str(refused.value)

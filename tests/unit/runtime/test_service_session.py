@@ -12,8 +12,10 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from seqrl_ray.errors import WorkerError
 from seqrl_ray.runtime import service
 from seqrl_ray.runtime.actor import ActorReport
+from seqrl_ray.runtime.crew import Crew
 from seqrl_ray.runtime.service import ServiceSession, _Saving, _Stretch
 from seqrl_ray.runtime.service_learner import ServiceReport
+from seqrl_ray.runtime.spread import Spread
 from seqrl_ray.runtime.supervisor import START_S, Budget, Supervisor
 from tests.unit.runtime.service_world import recipe_of
 
@@ -82,6 +84,9 @@ def session(monkeypatch, tmp_path):
     made.supervisor = Supervisor(made.recipe, actor_cpus=1.0)
     made.supervisor.budget = Budget(3)
     made.supervisor.board = Process(pid=1)
+    made.placement = SimpleNamespace(watch_nodes=False)
+    made.crew = Crew(made.recipe, cpus=1.0, watch=False)
+    made.spread, made._sends_to, made.node_losses = Spread(2), {}, {}
     made._mended, made.actor_deaths, made._started = [], {}, time.monotonic()
     made._shards = {0: Process(pid=1), 1: Process(pid=1)}
     made._shard_lives, made._shard_steps = {0: 0, 1: 0}, {0: 100, 1: 100}

@@ -1,0 +1,146 @@
+"""The cluster's nodes, seen from the supervisor: who lives, who is about to go, who stands where, who has
+room.
+
+Ray has no public call for draining nodes, for one actor's place or for one node's free resources; its own
+libraries (Train's preemption watcher, Data's autoscaler) read them from the global state that this file reads
+too. Everything of Ray's that is not a public name stands here (Ray 2.60).
+
+A node *drains* when its end was announced: by whoever hears a cloud's preemption notice, by an autoscaler, or
+by `ray drain-node --node-id ... --reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds ...`. Ray
+then places nothing on it any more, and leaves what stands there alone until the deadline.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._private.state import state as global_state
+from ray.exceptions import RaySystemError
+
+KNOCK_S = 1.0
+"""How long a node may take to accept a connection before it counts as gone."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One living node."""
+
+    node_id: str
+    address: str
+    port: int
+    free: Mapping[str, float] = field(default_factory=dict)
+    """Resource -> amount that nobody has reserved; Ray hears of it up to a few seconds late."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ends_at: float | None = None
+    """Wall clock (seconds since 1970) of its announced end; infinite where no time was given; None: no end
+    was announced.
+    """
+
+    @property
+    def draining(self) -> bool:
+        """Whether its end has been announced."""
+        return self.ends_at is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor is."""
+
+    node_id: str | None
+    """None: nowhere yet."""
+    started: bool = False
+    """Its constructor is through."""
+
+
+def watchable() -> bool:
+    """Whether this process can see the cluster's nodes: not through a `ray://` address."""
+    try:
+        global_state.get_draining_nodes()
+    except RaySystemError:
+        return False
+    return True
+
+
+def look() -> dict[str, Node]:
+    """Return the living nodes by id."""
+    free = global_state.available_resources_per_node()
+    draining = global_state.get_draining_nodes()
+    found = {}
+    for row in ray.nodes():  # type: ignore[no-untyped-call]
+        node_id = str(row["NodeID"])
+        if row["Alive"]:
+            ends_ms = draining.get(node_id)
+            ends_at = None if ends_ms is None else ends_ms / 1000.0 or float("inf")
+            found[node_id] = Node(
+                node_id,
+                str(row["NodeManagerAddress"]),
+                int(row["NodeManagerPort"]),
+                free.get(node_id, {}),
+                row.get("Labels") or {},
+                ends_at,
+            )
+    return found
+
+
+def place_of(actor: Any) -> Place:
+    """Return where an actor of ours is, or was before it died."""
+    row: Mapping[str, Any] = global_state.actor_table(actor._actor_id.hex())
+    node_id = row.get("Address", {}).get("NodeID", "") if row else ""
+    known = bool(node_id) and set(node_id) not in ({"0"}, {"f"})
+    return Place(node_id if known else None, started=bool(row) and row.get("State") == "ALIVE")
+
+
+def gone(node_id: str) -> bool:
+    """Whether a node is dead, or so far gone that nothing on it can be reached.
+
+    Ray calls a node dead after several missed health checks (ten seconds and more as it comes). Its own
+    process not accepting connections says so at once.
+    """
+    node = look().get(node_id)
+    if node is None:
+        return True
+    try:
+        socket.create_connection((node.address, node.port), timeout=KNOCK_S).close()
+    except OSError:
+        return True
+    return False
+
+
+def room(nodes: Iterable[Node], cpus: float, selector: Mapping[str, str] | None = None) -> int:
+    """Count the actors of `cpus` CPUs each that fit on nodes that are to stay (and carry the labels)."""
+    fits = [n for n in nodes if not n.draining and matches(n.labels, selector or {})]
+    return sum(int((n.free.get("CPU", 0.0) + 1e-9) / cpus) for n in fits)
+
+
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether labels satisfy a Ray label selector: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+    for name, wanted in selector.items():
+        text = wanted.removeprefix("!")
+        listed = re.fullmatch(r"in\((.*)\)", text)
+        values = {v.strip() for v in (listed.group(1).split(",") if listed else [text])}
+        if (labels.get(name) in values) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def autoscales() -> bool:
+    """Whether nodes are started by an autoscaler (or KubeRay), which adds some for actors that wait for room.
+
+    It names the type of every node it starts; for one started by hand Ray makes a name up from its id.
+    """
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    nodes = [*status.active_nodes, *status.idle_nodes]
+    return any(node.ray_node_type_name != f"node_{node.node_id}" for node in nodes)
+
+
+def seconds_left(node: Node) -> float:
+    """Return the seconds until a draining node's announced end; infinite where none is known."""
+    return float("inf") if node.ends_at is None else node.ends_at - time.time()
