@@ -38,9 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
-    "tune": RECIPE | {"types_env", "algorithms", "loops", "runtime", "numpy", "torch", "pydantic", "ray"},
+    # alone knows RLlib: trains with it, steps our doors in its runners, acts with its networks
+    "rllib": RECIPE
+    | {"types_env", "envs", "networks", "algorithms", "loops", "runtime"}
+    | {"numpy", "torch", "gymnasium", "ray"},
+    "tune": RECIPE
+    | {"types_env", "algorithms", "loops", "runtime", "rllib", "numpy", "torch", "pydantic", "ray"},
     "top": RECIPE
-    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "tune", "report"}
+    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "rllib", "tune", "report"}
     | {"torch", "rich", "typer"},
 }
 TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "sweeping"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrl_ray.algorithms import settings_class
+from seqrl_ray.algorithms.rllib_settings import is_rllib
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.loops.build import held_out_seeds
 from seqrl_ray.loops.living import mutable_recipe_keys
@@ -113,6 +114,12 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
         raise RecipeError(
             f"replay.wiring={base.replay.wiring!r}, replay.shards={base.replay.shards} in a sweep: a trial's "
             "learner owns its shard. Leave both out."
+        )
+    if is_rllib(base.algorithm["name"]) and sweep.scheduler.kind in POPULATIONS:
+        raise RecipeError(
+            f"scheduler.kind={sweep.scheduler.kind!r} with algorithm.name={base.algorithm['name']!r}: a "
+            "population changes living runs, and RLlib freezes a run's configuration as it begins. Use "
+            "scheduler.kind='asha' or 'none'."
         )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
