@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqrl_ray.algorithms import settings_class
+from seqrl_ray.algorithms.rllib_settings import is_rllib
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.recipe import Recipe, load, run_folder_name
 
 if TYPE_CHECKING:
     from seqrl_ray.loops.drive import Session
     from seqrl_ray.loops.listener import Listener
+    from seqrl_ray.loops.preflight import Plan
     from seqrl_ray.types import Weights
 
 
@@ -318,16 +320,19 @@ def _run(
     from seqrl_ray.loops import checkpoints
     from seqrl_ray.loops.drive import drive
     from seqrl_ray.loops.judge import final_jobs
-    from seqrl_ray.loops.preflight import preflight
     from seqrl_ray.loops.progress import ProgressLine, Silence
     from seqrl_ray.loops.run_folder import RunFolder, check_new
     from seqrl_ray.report import html
 
     began = time.monotonic()
+    if local and is_rllib(recipe.algorithm["name"]):
+        raise RecipeError(
+            f"--local with algorithm.name={recipe.algorithm['name']!r}: RLlib runs on Ray. Leave --local out."
+        )
     if checkpoint is None:
         check_new(path)
         recipe = with_data(recipe, local=local, address=address, quiet=quiet)
-    plan = preflight(recipe, checkpoint)
+    plan = prepare(recipe, checkpoint)
     driver: Mapping[str, Any] = {} if checkpoint is None else checkpoints.load(checkpoint, "driver")
     clock_s = float(driver.get("clock_s", 0.0))
     screen = Silence() if quiet else ProgressLine(recipe)
@@ -355,6 +360,23 @@ def _run(
         )
     html(path)
     return Result(path, summary)
+
+
+def prepare(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
+    """Find whatever can be found wrong with a run before anything of it exists, and say what it would be.
+
+    Args:
+        recipe: the run.
+        checkpoint: what the run is to go on from.
+    Raises: SeqrlError: the run could not begin, or not go on from there.
+    """
+    if is_rllib(recipe.algorithm["name"]):
+        from seqrl_ray.rllib import preflight as rllib_preflight
+
+        return rllib_preflight.preflight(recipe, checkpoint)
+    from seqrl_ray.loops.preflight import preflight
+
+    return preflight(recipe, checkpoint)
 
 
 def with_data(recipe: Recipe, *, local: bool, address: str | None, quiet: bool) -> Recipe:
@@ -404,13 +426,15 @@ def _session(
         if recipe.prometheus == "on":
             raise RecipeError('prometheus="on" with --local: metrics go through Ray. Leave one of them out.')
         return LocalSession(recipe, resume=checkpoint), None
-    from seqrl_ray.runtime.launch import connected, open_session
+    from seqrl_ray.runtime.launch import connected
     from seqrl_ray.runtime.metrics import open_exporter, refuse_silence
 
     refuse_silence(recipe, address)
     stack.enter_context(connected(address))
-    opened = partial(
-        open_session, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s
-    )
+    if is_rllib(recipe.algorithm["name"]):
+        from seqrl_ray.rllib.launch import open_session as opener
+    else:
+        from seqrl_ray.runtime.launch import open_session as opener  # type: ignore[assignment]
+    opened = partial(opener, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s)
     session = opened(resume=checkpoint.absolute() if checkpoint else None)
     return session, open_exporter(recipe, address, say)

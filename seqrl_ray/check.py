@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqrl_ray.api import read_recipe
+from seqrl_ray.api import prepare, read_recipe
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe, data_root, find, shipped
 
@@ -49,7 +49,6 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
     from seqrl_ray.envs.check import check_env
     from seqrl_ray.envs.make import make_env
     from seqrl_ray.loops.offline import locate
-    from seqrl_ray.loops.preflight import preflight
 
     if steps < LEAST_STEPS:
         raise RecipeError(
@@ -57,7 +56,7 @@ def check_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, steps: in
         )
     resolved = read_recipe(recipe, overrides)
     there = locate(resolved)
-    plan = preflight(resolved if there else resolved.model_copy(update={"data": None}))
+    plan = prepare(resolved if there else resolved.model_copy(update={"data": None}))
     copies = min(2, resolved.actors.envs_per_actor)
     found = check_env(
         lambda seeds: make_env(
@@ -105,6 +104,8 @@ def _what(recipe: Recipe, path: Path, plan: Plan) -> list[str]:
         f"{recipe.stop.env_steps:,} steps",
     ]
     lines += [f"policy       {_policy(recipe, policy_id, group)}" for policy_id, group in plan.groups.items()]
+    if plan.learns and not plan.pacing:
+        lines.append("replay       RLlib's own, as [algorithm.config] says")
     for policy_id, pacing in plan.pacing.items():
         if not plan.learns[policy_id]:
             continue

@@ -9,7 +9,6 @@ from typing import Any
 
 from seqrl_ray import api
 from seqrl_ray.errors import RecipeError
-from seqrl_ray.loops.preflight import preflight
 from seqrl_ray.loops.run_folder import check_new
 from seqrl_ray.recipe import run_folder_name
 from seqrl_ray.tune.plan import Plan, make_plan
@@ -35,7 +34,7 @@ def new_sweep(
     check_new(root)
     plan = make_plan(settings, folder)
     base = api.with_data(plan.base, local=address is None, address=address, quiet=quiet)
-    preflight(base)
+    api.prepare(base)
     return _run(Plan(settings, base), root, resumed=False, address=address, quiet=quiet)
 
 

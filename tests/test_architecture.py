@@ -38,11 +38,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
-    "tune": RECIPE | {"types_env", "algorithms", "loops", "runtime", "numpy", "torch", "pydantic", "ray"},
+    # alone knows RLlib: trains with it, steps our doors in its runners, acts with its networks
+    "rllib": RECIPE
+    | {"types_env", "envs", "networks", "algorithms", "loops", "runtime"}
+    | {"numpy", "torch", "gymnasium", "ray"},
+    "tune": RECIPE
+    | {"types_env", "algorithms", "loops", "runtime", "rllib", "numpy", "torch", "pydantic", "ray"},
     "cluster": {"errors", "settings", "pydantic", "yaml", "jsonschema", "click", "ray"},
     "testing": {"ray"},
     "top": RECIPE
-    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "tune", "report", "cluster"}
+    | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "rllib", "tune", "report", "cluster"}
     | {"torch", "rich", "typer"},
 }
 TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "sweeping"}

@@ -9,6 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from seqrl_ray.algorithms.rllib_settings import is_rllib, rllib_settings
 from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.settings import Settings
 
@@ -87,10 +88,12 @@ def names() -> tuple[str, ...]:
 
 
 def settings_class(name: str) -> type[Settings]:
-    """Return the settings class of an algorithm, without importing torch.
+    """Return the settings class of an algorithm, ours or `rllib:<name>`, without importing torch.
 
     Raises: RecipeError: unknown name; the message names the closest one.
     """
+    if is_rllib(name):
+        return rllib_settings(name)
     cls: type[Settings] = _load(_parts(name).settings)
     return cls
 
@@ -106,7 +109,7 @@ def make_algorithm(
     """Build an algorithm for one policy group.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or `rllib:<name>`: then it can act, and learns inside RLlib alone.
         settings: an instance of `settings_class(name)`.
         group: what the policy sees and does.
         device: torch device; "auto" = CUDA where there is one.
@@ -116,9 +119,12 @@ def make_algorithm(
     """
     import torch
 
-    parts = _parts(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_rllib(name):  # of the room that knows RLlib, which nothing here imports
+        policy: Algorithm = _load("rllib.acting:RllibPolicy")(name, settings, group, device=device, seed=seed)
+        return policy
+    parts = _parts(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _load(parts.network)(settings, group) if parts.network else None

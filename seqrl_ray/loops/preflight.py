@@ -51,7 +51,7 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     Raises: RecipeError, EnvError: the run could not begin. CheckpointError: it could not go on from there.
     """
     judged = names(recipe)
-    _check_headline(recipe)
+    check_headline(recipe)
     check_targets(recipe)
     one_copy = recipe.actors.model_copy(update={"envs_per_actor": 1})
     eager = recipe.learner.model_copy(update={"compile": "off"})  # nothing is updated here
@@ -77,7 +77,8 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     )
 
 
-def _check_headline(recipe: Recipe) -> None:
+def check_headline(recipe: Recipe) -> None:
+    """Raise RecipeError if the headline is no metric of the environment."""
     known = metric_names(recipe.env, recipe.policies, Path(str(recipe.folder)))
     headline = recipe.evaluation.headline
     if headline not in known:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrl_ray.algorithms import settings_class
+from seqrl_ray.algorithms.rllib_settings import is_rllib
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.loops.build import held_out_seeds
 from seqrl_ray.loops.living import mutable_recipe_keys
@@ -118,6 +119,12 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
         raise RecipeError(
             f"actors.count=[{base.actors.count}, {base.actors.most}] in a sweep: a trial's room is reserved "
             "before it starts and does not grow. Give actors.count one number and actors.max_count=0."
+        )
+    if is_rllib(base.algorithm["name"]) and sweep.scheduler.kind in POPULATIONS:
+        raise RecipeError(
+            f"scheduler.kind={sweep.scheduler.kind!r} with algorithm.name={base.algorithm['name']!r}: a "
+            "population changes living runs, and RLlib freezes a run's configuration as it begins. Use "
+            "scheduler.kind='asha' or 'none'."
         )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:

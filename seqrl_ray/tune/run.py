@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from seqrl_ray.algorithms.rllib_settings import is_rllib
 from seqrl_ray.errors import DivergedError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.drive import Advance
@@ -67,7 +68,11 @@ class TrialRun:
             drop_after(folder / CHECKPOINTS, checkpoint.name)
         root = folder / CHECKPOINTS
         self.session: LivingSession
-        if placement is None:
+        if is_rllib(recipe.algorithm["name"]):
+            from seqrl_ray.rllib.launch import trial_session  # seconds that the others need not wait
+
+            self.session = trial_session(recipe, placement, root=root, clock_s=clock_s, resume=checkpoint)
+        elif placement is None:
             self.session = LocalSession(recipe, resume=checkpoint)
         else:
             session = ColocatedSession(recipe, placement, root=root, clock_s=clock_s, resume=checkpoint)

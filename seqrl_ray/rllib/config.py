@@ -1,0 +1,299 @@
+"""From a recipe to RLlib's own configuration: what the recipe says goes where RLlib wants it,
+`[algorithm.config]` and `[algorithm.model]` on top, and whatever RLlib does not know is refused by name
+before anything is started.
+
+| recipe                             | RLlib                                                                 |
+|------------------------------------|-----------------------------------------------------------------------|
+| actors.count, envs_per_actor, cpus | num_env_runners, num_envs_per_env_runner, num_cpus_per_env_runner     |
+| actors.hang_timeout_s              | sample_timeout_s                                                      |
+| learner.num_gpus, device           | num_learners, num_gpus_per_learner                                    |
+| learner.report_every_s             | min_time_s_per_iteration, where the algorithm has one                 |
+| policies                           | policies, policy_mapping_fn (one agent: a single-agent run)           |
+| seed                               | seed                                                                  |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.policy import PolicySpec
+from ray.tune.registry import register_env
+
+from seqrl_ray.algorithms.rllib_settings import PREFIX, RllibSettings
+from seqrl_ray.errors import RecipeError, did_you_mean
+from seqrl_ray.recipe import Recipe
+from seqrl_ray.rllib.callbacks import EpisodeReports, counting
+from seqrl_ray.rllib.envs import create, single_agent
+from seqrl_ray.rllib.masking import MASKED
+from seqrl_ray.rllib.spaces import action_space, observation_space
+from seqrl_ray.settings import NONE, parse
+from seqrl_ray.types import GroupSpec
+
+Config = Any
+"""RLlib's AlgorithmConfig of one algorithm; its own types are not kept to by its own code."""
+
+ENV = "seqrl_ray"
+"""Name of our environments in RLlib's registry."""
+
+NOT_BRIDGED = {
+    "DreamerV3": "its policy carries a world model's state, which our evaluator cannot feed",
+}
+"""Algorithms that RLlib registers and the bridge refuses, and why."""
+
+SET_ELSEWHERE = {
+    "env": "[env]",
+    "env_config": "[env]",
+    "observation_space": "[env]",
+    "action_space": "[env]",
+    "num_env_runners": "actors.count",
+    "num_envs_per_env_runner": "actors.envs_per_actor",
+    "num_cpus_per_env_runner": "actors.cpus",
+    "sample_timeout_s": "actors.hang_timeout_s",
+    "num_gpus_per_learner": "learner.num_gpus",
+    "policies": "[policies]",
+    "policy_mapping_fn": "[policies]",
+    "seed": "seed",
+    "min_time_s_per_iteration": "learner.report_every_s",
+}
+"""Fields of RLlib's that a key of the recipe sets."""
+
+OURS = (
+    "evaluation_",
+    "offline_eval",
+    "callbacks_",
+    "enable_",
+    "framework",
+    "model",
+    "input_",
+    "output",
+    "prelearner_",
+    "is_",
+    "in_evaluation",
+    "algo_class",
+    "create_",
+    "custom_evaluation",
+    "custom_resources_per_env_runner",
+)
+"""Beginnings of fields that the bridge keeps for itself."""
+
+
+def make_config(
+    recipe: Recipe,
+    groups: Mapping[str, GroupSpec],
+    *,
+    runners: int,
+    runner_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    one_process: bool = False,
+    session: int = 0,
+    errors: str | None = None,
+) -> Config:
+    """Return RLlib's configuration of a run; building an Algorithm of it starts the run's processes.
+
+    Args:
+        recipe: the run.
+        groups: policy id -> what it sees and does.
+        runners: processes that step environments; 0 = the process that builds the Algorithm does.
+        runner_cpus: CPUs each of them asks of Ray.
+        num_gpus: GPUs of the learner.
+        one_process: no learner process of its own either, also where the algorithm's default is one.
+        session: how often the run was taken up before; episodes of different sessions have different seeds.
+        errors: name of the actor that hears of the environments' tracebacks.
+    Raises: RecipeError: RLlib has no such field, or refuses a value.
+    """
+    settings = settings_of(recipe)
+    config = base_config(recipe.algorithm["name"], settings)
+    default_learners = config.num_learners
+    register_env(ENV, create)
+    config.environment(
+        ENV, env_config={"recipe": recipe, "session": session, "errors": errors}, disable_env_checking=True
+    )
+    config.env_runners(
+        num_env_runners=runners,
+        num_envs_per_env_runner=recipe.actors.envs_per_actor,
+        num_cpus_per_env_runner=runner_cpus,
+        sample_timeout_s=recipe.actors.hang_timeout_s,
+    )
+    learners = 0 if one_process else max(default_learners, 1 if num_gpus else 0)
+    config.learners(
+        num_learners=learners,
+        num_gpus_per_learner=num_gpus,
+        learner_class=counting(config.get_default_learner_class()),
+    )
+    # How many deaths are too many is the session's to say: RLlib has no such thing as ten minutes.
+    config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+    config.debugging(seed=recipe.seed, log_level="ERROR")
+    config.callbacks(EpisodeReports)
+    if config.min_time_s_per_iteration:
+        config.reporting(
+            min_time_s_per_iteration=min(config.min_time_s_per_iteration, recipe.learner.report_every_s)
+        )
+    _policies(config, settings, groups)
+    _multi_agent_replay(config, groups)
+    _validated(config, recipe)
+    return config
+
+
+def settings_of(recipe: Recipe) -> RllibSettings:
+    """Return the `[algorithm]` table of a recipe of RLlib's."""
+    return parse(RllibSettings, {k: v for k, v in recipe.algorithm.items() if k != "name"}, "algorithm")
+
+
+def base_config(name: str, settings: RllibSettings) -> Config:
+    """Return the algorithm's configuration with the fields of `[algorithm.config]`, and nothing of the run's.
+
+    Raises: RecipeError: RLlib has no such field, a key of the recipe sets it, or its type is wrong.
+    """
+    plain = name.removeprefix(PREFIX)
+    if plain in NOT_BRIDGED:
+        raise RecipeError(
+            f"algorithm.name={name!r} is not bridged: {NOT_BRIDGED[plain]}. Choose another algorithm."
+        )
+    config: Config = ALGORITHMS[plain]()[1]  # type: ignore[no-untyped-call]
+    known = fields(config)
+    for field, given in settings.config.items():
+        _check_field(config, field, given, known)
+    config.update_from_dict({k: _value(config, k, v) for k, v in settings.config.items()})
+    return config
+
+
+def fields(config: Config) -> tuple[str, ...]:
+    """Return the names that `[algorithm.config]` may have, sorted."""
+    names = {name for name in vars(config) if not name.startswith(("_", *OURS))}
+    return tuple(sorted((names | {"train_batch_size_per_learner"}) - set(SET_ELSEWHERE)))
+
+
+def model_config(settings: RllibSettings) -> dict[str, Any]:
+    """Return the `[algorithm.model]` table.
+
+    Raises: RecipeError: RLlib's networks have no such setting, or its type is wrong.
+    """
+    known = {field.name: field for field in dataclasses.fields(DefaultModelConfig)}
+    defaults = dataclasses.asdict(DefaultModelConfig())
+    for name, given in settings.model.items():
+        if name not in known:
+            raise RecipeError(
+                f"algorithm.model.{name} is not a field of RLlib's DefaultModelConfig."
+                f"{did_you_mean(name, known)} Known here: {', '.join(sorted(known))}."
+            )
+        _check_type(f"algorithm.model.{name}", given, defaults[name])
+    return {k: None if v == NONE else v for k, v in settings.model.items()}
+
+
+def module_of(policy_id: str, groups: Mapping[str, GroupSpec]) -> str:
+    """Return RLlib's name of a policy: a single-agent run has one, with RLlib's own name."""
+    return str(DEFAULT_MODULE_ID) if single_agent(groups) else policy_id
+
+
+def module_spec(
+    config: Config, settings: RllibSettings, group: GroupSpec, *, inference_only: bool = False
+) -> RLModuleSpec:
+    """Return what RLlib builds the network of a policy from.
+
+    Raises: RecipeError: the group's actions can be illegal and the algorithm has no network with a mask.
+    """
+    spec: RLModuleSpec = config.get_default_rl_module_spec()
+    if group.masked:
+        masked = MASKED.get(spec.module_class) if isinstance(spec.module_class, type) else None
+        if masked is None:
+            raise RecipeError(
+                f"policies.{group.policy_id}: some actions are illegal at times, and "
+                f"{type(config).__name__.removesuffix('Config')} has no network with a mask here: it would "
+                "choose them. Choose one that has (PPO, APPO, IMPALA, DQN, BC, MARWIL)."
+            )
+        spec.module_class = masked
+    spec.observation_space, spec.action_space = observation_space(group), action_space(group)
+    spec.inference_only = inference_only
+    spec.model_config = config.model_config | model_config(settings)
+    return spec
+
+
+def _policies(config: Config, settings: RllibSettings, groups: Mapping[str, GroupSpec]) -> None:
+    """Tell RLlib who drives whom, with which network."""
+    specs = {module_of(p, groups): module_spec(config, settings, group) for p, group in groups.items()}
+    if single_agent(groups):
+        (spec,) = specs.values()
+        config.rl_module(rl_module_spec=spec)
+        config.environment(observation_space=spec.observation_space, action_space=spec.action_space)
+        return
+    policy_spec: Any = PolicySpec
+    drives = {slot.agent: policy_id for policy_id, group in groups.items() for slot in group.slots}
+    config.multi_agent(
+        policies={p: policy_spec(None, s.observation_space, s.action_space, {}) for p, s in specs.items()},
+        policy_mapping_fn=partial(_policy_of, drives),
+    )
+    config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+
+
+def _policy_of(drives: Mapping[str, str], agent_id: str, *args: Any, **kwargs: Any) -> str:
+    return drives[agent_id]
+
+
+def _multi_agent_replay(config: Config, groups: Mapping[str, GroupSpec]) -> None:
+    """Use the form of RLlib's replay buffer that takes episodes of several agents."""
+    buffer = getattr(config, "replay_buffer_config", None)
+    if single_agent(groups) or not buffer:
+        return
+    kind = buffer["type"] if isinstance(buffer["type"], str) else buffer["type"].__name__
+    if not kind.startswith("MultiAgent"):
+        config.training(replay_buffer_config={**buffer, "type": f"MultiAgent{kind}"})
+
+
+def _check_field(config: Config, field: str, given: Any, known: tuple[str, ...]) -> None:
+    if field in SET_ELSEWHERE:
+        raise RecipeError(
+            f"algorithm.config.{field}={given!r}: the recipe's {SET_ELSEWHERE[field]} sets it, and one of "
+            f"them would be lost. Set {SET_ELSEWHERE[field]}."
+        )
+    if field not in known:
+        raise RecipeError(
+            f"algorithm.config.{field} is not a field of RLlib's {type(config).__name__} that a recipe can "
+            f"set.{did_you_mean(field, known)} Known here: {', '.join(known)}."
+        )
+    _check_type(f"algorithm.config.{field}", given, getattr(config, field))
+
+
+def _check_type(where: str, given: Any, default: Any) -> None:
+    """Refuse text for a number and the like: RLlib itself finds that out late, or never."""
+    kinds: tuple[tuple[type, ...], ...] = ((bool,), (int, float), (str,), (list, tuple), (dict,))
+    of = next((kind for kind in kinds if isinstance(default, kind)), None)
+    mine = next((kind for kind in kinds if isinstance(given, kind)), None)
+    schedule = of == (int, float) and mine == (list, tuple)  # [[0, 1e-3], [100_000, 0.0]]
+    automatic = given in ("auto", NONE) or default == "auto"
+    if of is not None and mine != of and not schedule and not automatic:
+        raise RecipeError(
+            f"{where}={given!r} is not of the type of RLlib's default {default!r}: RLlib would fail on it "
+            f"later. Change {where}."
+        )
+
+
+def _value(config: Config, field: str, given: Any) -> Any:
+    """Return a recipe's value as RLlib wants it; a table changes the keys it names."""
+    default = getattr(config, field)
+    if given == NONE:
+        return None
+    return {**default, **given} if isinstance(given, dict) and isinstance(default, dict) else given
+
+
+def _validated(config: Config, recipe: Recipe) -> None:
+    """Have RLlib check its configuration; its message becomes one line.
+
+    Raises: RecipeError: it refuses something.
+    """
+    try:
+        config.copy().validate()
+    except (ValueError, AssertionError, TypeError, KeyError) as error:
+        first = str(error).strip().split("\nTo suppress")[0]
+        text = " ".join(line.strip() for line in first.splitlines() if line.strip())
+        raise RecipeError(
+            f"algorithm.name={recipe.algorithm['name']!r}: RLlib refuses the configuration: "
+            f"{text or repr(error)} Change [algorithm.config]."
+        ) from None
