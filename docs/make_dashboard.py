@@ -348,7 +348,7 @@ def expression(metric: Metric) -> str:
     """Return the PromQL of what a panel shows of a metric."""
     chosen = 'run=~"$run", seed=~"$seed"'
     if "metric" in metric.labels and metric.panel == "$metric":
-        chosen += ', metric="$metric"'
+        chosen += ', metric=~"$metric"'
     series = f"{metric.exported}{{{chosen}}}"
     by = ", ".join([*RUN, *metric.labels])
     if metric.show == "rate":
