@@ -105,6 +105,11 @@ def total(expr: str) -> str:
     return f"sum by ({BY}) ({expr})"
 
 
+def waits(side: str) -> str:
+    """Return the share of the time that a side waits; of several policies and shards the largest."""
+    return f"max by ({BY}) (rate(ray_seqrl_{side}_wait_seconds_total[5m]))"
+
+
 ALERTS: tuple[Alert, ...] = (
     Alert(
         "SeqrlNoLearnerStep",
@@ -147,19 +152,20 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "SeqrlActorsHeldBack",
-        f"max by ({BY}) (rate(ray_seqrl_insert_wait_seconds_total[5m])) > 0.9",
+        f"{waits('insert')} > 0.9 unless on ({BY}) {waits('sample')} > 0.5",
         "10m",
         "info",
-        "actors wait for room nearly all the time",
+        "actors wait for room nearly all the time, and the learner for nothing",
         "The learner is the narrow place: what actors make waits in the queue. More of them would not help; "
-        "a faster learner (`learner.compile=on`, a GPU) or a lower `replay.samples_per_insert` would.",
+        "a faster learner (`learner.compile=on`, a GPU) or a lower `replay.samples_per_insert` would. Where "
+        "both sides wait, pacing holds both, as it should.",
     ),
     Alert(
         "SeqrlLearnerStarved",
-        f"max by ({BY}) (rate(ray_seqrl_sample_wait_seconds_total[5m])) > 0.9",
+        f"{waits('sample')} > 0.9 unless on ({BY}) {waits('insert')} > 0.5",
         "10m",
         "info",
-        "the learner waits for data nearly all the time",
+        "the learner waits for data nearly all the time, and actors for nothing",
         "Actors are the narrow place: raise `actors.count`, `actors.envs_per_actor` or "
         "`replay.samples_per_insert`.",
     ),
@@ -342,7 +348,7 @@ def expression(metric: Metric) -> str:
     """Return the PromQL of what a panel shows of a metric."""
     chosen = 'run=~"$run", seed=~"$seed"'
     if "metric" in metric.labels and metric.panel == "$metric":
-        chosen += ', metric="$metric"'
+        chosen += ', metric=~"$metric"'
     series = f"{metric.exported}{{{chosen}}}"
     by = ", ".join([*RUN, *metric.labels])
     if metric.show == "rate":

@@ -176,6 +176,10 @@ tests:
         values: 0+59x40
       - series: ray_seqrl_sample_wait_seconds_total{run="b", seed="0", policy="shared"}
         values: 0+59x40
+      - series: ray_seqrl_insert_wait_seconds_total{run="c", seed="0", policy="shared", shard="0"}
+        values: 0+59x40
+      - series: ray_seqrl_sample_wait_seconds_total{run="c", seed="0", policy="shared"}
+        values: 0+57x40
       - series: ray_seqrl_sample_age_rows{run="a", seed="0", policy="shared", shard="0"}
         values: 95x40
       - series: ray_seqrl_replay_rows{run="a", seed="0", policy="shared", shard="0"}
