@@ -98,9 +98,10 @@ def _what(recipe: Recipe, path: Path, plan: Plan) -> list[str]:
     """What a run of the recipe would be."""
     env, actors, replay = recipe.env, recipe.actors, recipe.replay
     name = getattr(env, "id", None) or getattr(env, "game", None) or getattr(env, "map", None) or env.kind
+    many = f"{actors.count} to {actors.most}" if actors.elastic else str(actors.count)
     lines = [
         f"recipe       {path}",
-        f"environment  {env.kind} {name}: {actors.count} x {actors.envs_per_actor} copies, "
+        f"environment  {env.kind} {name}: {many} x {actors.envs_per_actor} copies, "
         f"{recipe.stop.env_steps:,} steps",
     ]
     lines += [f"policy       {_policy(recipe, policy_id, group)}" for policy_id, group in plan.groups.items()]

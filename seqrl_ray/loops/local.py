@@ -40,9 +40,9 @@ class LocalSession:
         Raises: RecipeError: the recipe asks for more than one actor, which this loop has not.
             CheckpointError: the checkpoint cannot be gone on from.
         """
-        if recipe.actors.count != 1:
+        if recipe.actors.most != 1:
             raise RecipeError(
-                f"actors.count={recipe.actors.count} in the local loop: one process has one actor. "
+                f"actors.count={recipe.actors.most} in the local loop: one process has one actor. "
                 "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local."
             )
         self.recipe = recipe

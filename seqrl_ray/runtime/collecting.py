@@ -29,11 +29,14 @@ class RayCollection:
         """Start the actors.
 
         Args:
-            recipe: how many, and of what.
+            recipe: how many (of a range: the least), and of what.
             behaviour: who acts.
             weights: policy id -> what it acts with; empty where nothing learned is needed.
             local: Ray was started for this on this machine.
         """
+        if recipe.actors.elastic:  # a dataset is of so many actors, from its first step to its last
+            fixed = recipe.actors.model_copy(update={"max_count": 0})
+            recipe = recipe.model_copy(update={"actors": fixed})
         self._source = RemoteSource(recipe)
         self._source.offer(weights)
         placement = place(recipe, local=local)

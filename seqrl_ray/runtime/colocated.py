@@ -106,7 +106,7 @@ class ColocatedSession(RaySession):
             self.let_go(index)
         self.mend_nodes()
         if report.board_lost:
-            self.replace_board(self.fill_board)
+            self.replace_board(lambda board: ray.get(self._learner.publish_to.remote(board)))
         report.row["actors"] = self.crew.size
         return Advance(
             report.row,
@@ -125,10 +125,6 @@ class ColocatedSession(RaySession):
     def keepers(self) -> list[Any]:
         """Return the learner: it owns the shard."""
         return [self._learner]
-
-    def fill_board(self, board: Any) -> None:
-        """Have the learner fill an empty board."""
-        ray.get(self._learner.publish_to.remote(board))
 
     def _replace_learner(self, seconds: float, error: Exception) -> LearnerReport:
         """Restore learner and replay from the newest checkpoint, or from nothing where there is none yet.

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RaySystemError
+
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime import nodes
@@ -38,9 +40,6 @@ UNPLACED_S = 30.0
 
 PATIENT_S = 10.0
 """After how long people are told that an actor waits for room."""
-
-AUTOSCALER_S = 60.0
-"""How long what is known of the autoscaler holds."""
 
 
 @dataclass
@@ -71,7 +70,14 @@ class Crew:
     """Who acts; see the module docstring."""
 
     def __init__(
-        self, recipe: Recipe, *, cpus: float, watch: bool, here: int | None = None, folder: Path | None = None
+        self,
+        recipe: Recipe,
+        *,
+        cpus: float,
+        watch: bool,
+        here: int | None = None,
+        folder: Path | None = None,
+        selector: Mapping[str, str] | None = None,
     ) -> None:
         """Begin with nobody.
 
@@ -81,18 +87,19 @@ class Crew:
             watch: the run shares a cluster whose nodes come and go; else it has a machine of its own.
             here: actors that a machine of our own carries; None: the least.
             folder: the run folder, where people ask for other numbers.
+            selector: labels of the nodes that actors may stand on.
         """
         self.members: dict[int, Member] = {}
         self.allowed = (recipe.actors.count, recipe.actors.most)
         self.least, self.most = self.allowed
-        self.watch, self._cpus, self._folder = watch, cpus, folder
+        self.watch, self._cpus, self._folder, self._selector = watch, cpus, folder, selector
         self._here = self.least if here is None else here
         self._asked_at = 0.0
         self._next_look = 0.0
         self._joined_at = time.monotonic()
         self._told_waiting = False
         self._told_draining: set[str] = set()
-        self._autoscaler = (-math.inf, False)
+        self._autoscales = False
 
     def first(self) -> range:
         """Return the actors that a session begins with."""
@@ -159,12 +166,16 @@ class Crew:
             return Orders()
         self._next_look = now + POLL_S
         notes = self._read_asked()
-        alive = nodes.look() if self.watch else {}
+        try:
+            alive = nodes.look() if self.watch else {}
+        except RaySystemError:
+            return Orders()  # the head does not answer: Ray waits for it, and so do we
+        self._autoscales = nodes.autoscales(alive.values())
         notes += self._leave_draining(alive)
         unplaced = self.unplaced
         notes += self._tell_of_waiting(unplaced, now)
         staying = self._staying()
-        want = self._target(len(staying), nodes.room(alive.values(), self._cpus))
+        want = self._target(len(staying), nodes.room(alive.values(), self._cpus, self._selector))
         drop: list[int] = []
         if len(staying) > self.most:
             surplus = sorted(staying, key=lambda i: (i in unplaced, i))[self.most :]
@@ -181,11 +192,11 @@ class Crew:
     @property
     def _fits_to_room(self) -> bool:
         """Whether the number of actors is what the cluster has room for."""
-        return self.watch and self.least < self.most and not self._autoscales()
+        return self.watch and self.least < self.most and not self._autoscales
 
     def _target(self, staying: int, room: int) -> int:
         """Return how many actors there shall be."""
-        if self.least == self.most or (self.watch and self._autoscales()):
+        if self.least == self.most or self._autoscales:
             return self.most
         fit = staying + room if self.watch else self._here
         return min(self.most, max(self.least, fit))
@@ -197,13 +208,6 @@ class Crew:
             want = min(want, self.least)
         free = [i for i in range(self.allowed[1]) if i not in self.members]
         return tuple(free[: max(0, want - staying)])
-
-    def _autoscales(self) -> bool:
-        asked_at, answer = self._autoscaler
-        if time.monotonic() - asked_at > AUTOSCALER_S:
-            answer = nodes.autoscales()
-            self._autoscaler = (time.monotonic(), answer)
-        return answer
 
     def _leave_draining(self, alive: Mapping[str, Node]) -> list[str]:
         """Send away who stands on a node whose end was announced."""

@@ -23,6 +23,9 @@ import ray
 from ray._private.state import state as global_state
 from ray.exceptions import RaySystemError
 
+NODE_GROUP = "ray.io/node-group"
+"""Ray's label for the kind of node that a launcher started."""
+
 KNOCK_S = 1.0
 """How long a node may take to accept a connection before it counts as gone."""
 
@@ -129,16 +132,12 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     return True
 
 
-def autoscales() -> bool:
+def autoscales(nodes: Iterable[Node]) -> bool:
     """Whether nodes are started by an autoscaler (or KubeRay), which adds some for actors that wait for room.
 
-    It names the type of every node it starts; for one started by hand Ray makes a name up from its id.
+    It names the group of every node it starts; a node started by hand has none.
     """
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    nodes = [*status.active_nodes, *status.idle_nodes]
-    return any(node.ray_node_type_name != f"node_{node.node_id}" for node in nodes)
+    return any(NODE_GROUP in node.labels for node in nodes)
 
 
 def seconds_left(node: Node) -> float:

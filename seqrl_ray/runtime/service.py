@@ -205,10 +205,6 @@ class ServiceSession(RaySession):
         """Return learner and shards."""
         return [self._learner, *self._shards.values()]
 
-    def fill_board(self, board: Any) -> None:
-        """Have the learner fill an empty board."""
-        self._fill(board)
-
     def let_go(self, index: int) -> None:
         """End an actor that has left, or never began; nobody replaces it."""
         super().let_go(index)

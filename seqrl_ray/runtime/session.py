@@ -29,7 +29,7 @@ from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.crew import Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.runtime.wire import GONE, unpack
+from seqrl_ray.runtime.wire import unpack
 from seqrl_ray.types import GroupSpec
 from seqrl_ray.types_env import EpisodeEnd
 
@@ -126,7 +126,7 @@ class RaySession:
         """
         self.recipe, self.placement, self.root = recipe, placement, root
         self.supervisor = Supervisor(
-            recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels
+            recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels, pin=placement.pin
         )
         self.crew = Crew(
             recipe,
@@ -182,10 +182,6 @@ class RaySession:
 
     def keepers(self) -> list[Any]:
         """Return the processes whose state a checkpoint holds."""
-        raise NotImplementedError
-
-    def fill_board(self, board: Any) -> None:
-        """Have the learner fill an empty board."""
         raise NotImplementedError
 
     def hire_first(self) -> None:
@@ -255,12 +251,7 @@ class RaySession:
         return wanted
 
     def _heed(self, ending: Mapping[str, nodes.Node]) -> None:
-        """Before a node of ours ends: move the board, and save what learner and shards hold."""
-        if nodes.place_of(self.supervisor.board).node_id in ending:
-            old = self.supervisor.board
-            with contextlib.suppress(*GONE):  # if board or learner die meanwhile, that is reported anew
-                self.fill_board(self.supervisor.make_board())
-            self.supervisor.end(old)
+        """Before the node of learner or shards ends, have what they hold saved: at once, and late again."""
         for node_id in {nodes.place_of(process).node_id for process in self.keepers()} & set(ending):
             assert node_id is not None
             left = nodes.seconds_left(ending[node_id])
@@ -443,10 +434,10 @@ class RaySession:
         """End the training processes and play the final jobs, with the weights of the last checkpoint."""
         newest = checkpoints.latest(self.root)
         weights = checkpoints.acting_weights(newest) | before_acting(checkpoints.pretrained_weights(newest))
-        self.close()
         workers = self.placement.workers
-        if self.placement.watch_nodes:  # nodes may have gone since this was resolved
-            workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1.0))))  # type: ignore[no-untyped-call]
+        if self.placement.watch_nodes:  # evaluators take the room that the present actors leave
+            workers = max(1, min(workers, self.crew.size))
+        self.close()
         jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)
 
         def played(job: Job) -> None:

@@ -124,9 +124,12 @@ class Supervisor:
         actor_cpus: float,
         actor_labels: Mapping[str, str] | None = None,
         behaviour: Behaviour | None = None,
+        pin: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe
         self._where = {"label_selector": dict(actor_labels)} if actor_labels else {}
+        self.pin = dict(pin or {})
+        """Ray options of the board: it stands where the learner does, and not on a node that may go."""
         self.behaviour = behaviour
         self.actor_cpus = actor_cpus
         self.budget = Budget(recipe.actors.max_restarts_per_10_min, recipe.actors.max_node_losses_per_10_min)
@@ -155,7 +158,8 @@ class Supervisor:
 
     def make_board(self) -> Any:
         """Start an empty weight board."""
-        self.board = ray.remote(WeightBoard).options(num_cpus=0, runtime_env=threads_env()).remote()
+        remote = ray.remote(WeightBoard).options(num_cpus=0, runtime_env=threads_env(), **self.pin)
+        self.board = remote.remote()
         return self.board
 
     def make_evaluator(self, cpus: float) -> Any:

@@ -243,6 +243,16 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
         "actors.count=2 in the local loop: one process has one actor. "
         "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local.",
     ),
+    "a range of actors in one process": (
+        ["mine.toml", "--local", "actors.count=[1,2]"],
+        "actors.count=2 in the local loop: one process has one actor. "
+        "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local.",
+    ),
+    "a range of actors that is none": (
+        ["mine.toml", "actors.count=[3,2]"],
+        "actors.count=[3, 2] is neither a number nor [least, most] with 1 <= least <= most: nobody knows how "
+        "many actors there shall be. Write e.g. actors.count=[1, 8].",
+    ),
     "local and an address": (
         ["mine.toml", "--local", "--address", "10.0.0.1:6379"],
         "--local and --address=10.0.0.1:6379 contradict each other: give one of them.",

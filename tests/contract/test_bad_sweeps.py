@@ -129,6 +129,11 @@ CASES: dict[str, tuple[list[str], str]] = {
         "trial.processes='one' with actors.count=2: one process has one actor. Set actors.count=1 (and raise "
         "actors.envs_per_actor), or trial.processes='many'.",
     ),
+    "a range of actors": (
+        ["sweep.toml", "recipe.actors.count=[1,3]"],
+        "actors.count=[1, 3] in a sweep: a trial's room is reserved before it starts and does not grow. Give "
+        "actors.count one number and actors.max_count=0.",
+    ),
     "optuna proposes to a population": (
         ["sweep.toml", "scheduler.search=optuna"],
         "search='optuna' with kind='pbt': a population changes its values itself. Leave search out, or use "

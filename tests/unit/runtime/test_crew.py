@@ -25,7 +25,6 @@ class World:
         self.cpus, self.ends, self.stands, self.autoscaler, self.now = {}, {}, {}, False, 1000.0
         monkeypatch.setattr(nodes, "look", self.look)
         monkeypatch.setattr(nodes, "place_of", lambda actor: Place(self.place(actor)))
-        monkeypatch.setattr(nodes, "autoscales", lambda: self.autoscaler)
         monkeypatch.setattr(nodes, "gone", lambda node: node not in self.cpus)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
 
@@ -41,7 +40,8 @@ class World:
         return self.cpus[node] - sum(1.0 for n in self.stands.values() if n == node)
 
     def look(self):
-        return {n: Node(n, n, 1, {"CPU": self.free(n)}, {}, self.ends.get(n)) for n in self.cpus}
+        labels = {nodes.NODE_GROUP: "actors"} if self.autoscaler else {}
+        return {n: Node(n, n, 1, {"CPU": self.free(n)}, labels, self.ends.get(n)) for n in self.cpus}
 
 
 class Session:
