@@ -12,7 +12,7 @@ TINY = (
     "algorithm.config.num_epochs=2",
     "algorithm.model.fcnet_hiddens=[16]",
     "actors.envs_per_actor=2",
-    "evaluation.episodes=2",
+    "evaluation.episodes=1",
     "evaluation.controllers=[]",
     "learner.report_every_s=0.2",
 )

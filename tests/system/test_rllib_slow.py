@@ -188,7 +188,7 @@ def test_a_sweep_trains_it_as_a_trial(tmp_path, kind, processes):
         sweep_file(tmp_path, kind), [f"trial.processes={processes}"], run_dir=tmp_path / "run", quiet=True
     )
     assert done.summary["status"] == "completed" and done.summary["errors"] == []
-    assert done.summary["winner"] is not None and done.summary["final"]["winner"]["n"] == 2
+    assert done.summary["winner"] is not None and done.summary["final"]["winner"]["n"] == 1
     values = {member["values"]["algorithm.config.lr"] for member in done.summary["members"]}
     assert len(values) == 2 and all(1e-5 <= value <= 1e-2 for value in values)
     assert all(member["env_steps"] >= 300 for member in done.summary["members"])
