@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from seqrl_ray import recipe, recipe_data, recipe_env, recipe_replay, recipe_traffic
 from seqrl_ray.algorithms import names, settings_class
+from seqrl_ray.algorithms.rllib_settings import RllibSettings
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -22,6 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     '[env] kind = "pettingzoo"': recipe_env.PettingZooSettings,
     '[env] kind = "traffic"': recipe_traffic.TrafficSettings,
     **{f'[algorithm] name = "{name}"': settings_class(name) for name in names()},
+    '[algorithm] name = "rllib:<name>"': RllibSettings,
     "[policies.<id>]": recipe_env.PolicySettings,
     "[data]": recipe_data.DataSettings,
     "[[phase]]": recipe_data.PhaseSettings,

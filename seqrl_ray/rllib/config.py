@@ -7,7 +7,7 @@ before anything is started.
 | actors.count, envs_per_actor, cpus | num_env_runners, num_envs_per_env_runner, num_cpus_per_env_runner     |
 | actors.hang_timeout_s              | sample_timeout_s                                                      |
 | learner.num_gpus, device           | num_learners, num_gpus_per_learner                                    |
-| learner.report_every_s             | min_time_s_per_iteration, where the algorithm has one                 |
+| learner.report_every_s             | min_time_s_per_iteration, where an iteration is many small steps      |
 | policies                           | policies, policy_mapping_fn (one agent: a single-agent run)           |
 | seed                               | seed                                                                  |
 """
@@ -33,6 +33,7 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.rllib.callbacks import EpisodeReports, counting
 from seqrl_ray.rllib.envs import create, single_agent
 from seqrl_ray.rllib.masking import MASKED
+from seqrl_ray.rllib.offline import OFFLINE, set_data
 from seqrl_ray.rllib.spaces import action_space, observation_space
 from seqrl_ray.settings import NONE, parse
 from seqrl_ray.types import GroupSpec
@@ -62,6 +63,7 @@ SET_ELSEWHERE = {
     "policy_mapping_fn": "[policies]",
     "seed": "seed",
     "min_time_s_per_iteration": "learner.report_every_s",
+    "offline_data_class": "[data]",
 }
 """Fields of RLlib's that a key of the recipe sets."""
 
@@ -109,13 +111,16 @@ def make_config(
         errors: name of the actor that hears of the environments' tracebacks.
     Raises: RecipeError: RLlib has no such field, or refuses a value.
     """
-    settings = settings_of(recipe)
-    config = base_config(recipe.algorithm["name"], settings)
+    settings, name = settings_of(recipe), recipe.algorithm["name"]
+    config = base_config(name, settings)
     default_learners = config.num_learners
-    register_env(ENV, create)
-    config.environment(
-        ENV, env_config={"recipe": recipe, "session": session, "errors": errors}, disable_env_checking=True
-    )
+    if is_offline(name):
+        set_data(config, recipe, groups, name.removeprefix(PREFIX), session=session)
+        runners, one_process = 0, True
+    else:
+        register_env(ENV, create)
+        env_config = {"recipe": recipe, "session": session, "errors": errors}
+        config.environment(ENV, env_config=env_config, disable_env_checking=True)
     config.env_runners(
         num_env_runners=runners,
         num_envs_per_env_runner=recipe.actors.envs_per_actor,
@@ -132,14 +137,16 @@ def make_config(
     config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=recipe.seed, log_level="ERROR")
     config.callbacks(EpisodeReports)
-    if config.min_time_s_per_iteration:
-        config.reporting(
-            min_time_s_per_iteration=min(config.min_time_s_per_iteration, recipe.learner.report_every_s)
-        )
+    _iteration(config, recipe, settings)
     _policies(config, settings, groups)
     _multi_agent_replay(config, groups)
     _validated(config, recipe)
     return config
+
+
+def is_offline(name: str) -> bool:
+    """Return whether an algorithm of RLlib's learns from data alone."""
+    return name.removeprefix(PREFIX) in OFFLINE
 
 
 def settings_of(recipe: Recipe) -> RllibSettings:
@@ -231,6 +238,15 @@ def _policies(config: Config, settings: RllibSettings, groups: Mapping[str, Grou
         policy_mapping_fn=partial(_policy_of, drives),
     )
     config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+
+
+def _iteration(config: Config, recipe: Recipe, settings: RllibSettings) -> None:
+    """Have an iteration last for about one report where RLlib makes it of many small steps."""
+    by_steps = bool(config.min_sample_timesteps_per_iteration)
+    if by_steps and "min_sample_timesteps_per_iteration" not in settings.config:
+        config.reporting(min_sample_timesteps_per_iteration=0)
+    if by_steps or config.min_time_s_per_iteration:
+        config.reporting(min_time_s_per_iteration=recipe.learner.report_every_s)
 
 
 def _policy_of(drives: Mapping[str, str], agent_id: str, *args: Any, **kwargs: Any) -> str:

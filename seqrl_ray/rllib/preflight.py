@@ -12,7 +12,8 @@ from seqrl_ray.loops.judge import check_targets, names
 from seqrl_ray.loops.preflight import Plan, check_headline
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.rllib.acting import RllibPolicy
-from seqrl_ray.rllib.config import make_config, settings_of
+from seqrl_ray.rllib.config import is_offline, make_config, settings_of
+from seqrl_ray.rllib.offline import open_for
 from seqrl_ray.types import GroupSpec
 
 NOT_READ = {
@@ -44,6 +45,9 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     check_recipe(recipe)
     env, groups = _look(recipe)
     make_config(recipe, groups, runners=recipe.actors.count)
+    data_returns = None
+    if is_offline(recipe.algorithm["name"]):
+        data_returns = open_for(recipe, groups).return_range()
     policies = {
         policy_id: RllibPolicy(recipe.algorithm["name"], settings_of(recipe), group)
         for policy_id, group in groups.items()
@@ -63,7 +67,7 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
         pacing={},
         learns=dict.fromkeys(groups, True),
         judged=judged,
-        data_returns=None,
+        data_returns=data_returns,
         lints=env,
     )
 
@@ -71,11 +75,15 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
 def check_recipe(recipe: Recipe) -> None:
     """Refuse what the bridge has not. Raises: RecipeError."""
     name = recipe.algorithm["name"]
-    kinds = [phase.kind for phase in recipe.phase]
-    if kinds != ["online"] or recipe.data is not None:
+    kinds, data = [phase.kind for phase in recipe.phase], recipe.data is not None
+    if (kinds, data) != ((["offline"], True) if is_offline(name) else (["online"], False)):
+        own = (
+            'learns from data alone. Give [data], and one [[phase]] of kind "offline"'
+            if is_offline(name)
+            else "learns in one online phase. Leave [data] and [[phase]] out"
+        )
         raise RecipeError(
-            f"algorithm.name={name!r} with phases {kinds}{' and [data]' if recipe.data else ''}: RLlib's "
-            "algorithms run in one online phase here. Leave [data] and [[phase]] out."
+            f"algorithm.name={name!r} with phases {kinds} and {'' if data else 'no '}[data]: it {own}."
         )
     for policy_id, policy in recipe.policies.items():
         if policy.algorithm:

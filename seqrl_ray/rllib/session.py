@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.rllib.acting import flat
 from seqrl_ray.rllib.callbacks import EPISODES, UPDATES
-from seqrl_ray.rllib.config import make_config, module_of
+from seqrl_ray.rllib.config import is_offline, make_config, module_of
 from seqrl_ray.rllib.judging import Judges, failure_of
 from seqrl_ray.rllib.preflight import groups_of, unused_keys
 from seqrl_ray.rllib.state import learner_state, restore_learner
@@ -93,6 +93,8 @@ class RllibSession:
         Raises: RecipeError: RLlib refuses the configuration. CheckpointError: the checkpoint is of another
             run.
         """
+        if is_offline(recipe.algorithm["name"]):
+            room = replace(room, runners=0)  # nobody acts
         self.recipe, self.room = recipe, room
         self.groups = groups_of(recipe)
         self.lag = LagCounter()
@@ -122,9 +124,15 @@ class RllibSession:
             session=self._taken_up,
             errors=box,
         )
-        self.algorithm = _in_folder(config.algo_class, root.parent)(config=config)
-        if saved:
-            restore_learner(self.algorithm, saved["learner"])
+        self.algorithm: Any = None
+        self._closed = False
+        try:
+            self.algorithm = _in_folder(config.algo_class, root.parent)(config=config)
+            if saved:
+                restore_learner(self.algorithm, saved["learner"])
+        except BaseException:
+            self._end()
+            raise
         self._seen_steps = self._lifetime_steps()
         self._finished: list[Finished] = []
         self._losses: dict[str, float] = {}
@@ -136,7 +144,6 @@ class RllibSession:
         )
         self._started = time.monotonic() - clock_s
         self._last_step_at = time.monotonic()
-        self._closed = False
 
     # ----------------------------------------------------------------------------------------------- training
 
@@ -148,13 +155,15 @@ class RllibSession:
     @property
     def done(self) -> bool:
         """Whether the budget of steps or updates is spent."""
-        stop = self.recipe.stop
-        return self.env_steps >= stop.env_steps or 0 < stop.updates <= self.counts["updates"]
+        stop, updates = self.recipe.stop, self.counts["updates"]
+        if is_offline(self.recipe.algorithm["name"]):
+            return updates >= (stop.updates or self.recipe.offline_updates)
+        return self.env_steps >= stop.env_steps or 0 < stop.updates <= updates
 
     @property
     def progress(self) -> float:
         """Share of the run that is over."""
-        return self.recipe.spent(0, self.env_steps)
+        return self.recipe.spent(self.counts["updates"], self.env_steps)
 
     def advance(self, seconds: float) -> Advance:
         """Train for about `seconds`: whole iterations of RLlib's."""
@@ -353,8 +362,12 @@ class RllibSession:
         if self._closed:
             return
         self._closed = True
-        self.algorithm.stop()
         self._judges.close()
+        self._end()
+
+    def _end(self) -> None:
+        if self.algorithm is not None:
+            self.algorithm.stop()
         if self._box is not None:
             ray.kill(self._box, no_restart=True)
 

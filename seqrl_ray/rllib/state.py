@@ -69,6 +69,8 @@ def restore_learner(algorithm: Any, saved: Mapping[str, Any]) -> None:
     group.foreach_learner(_set_coefficients, values=saved["coefficients"])
     if saved["steps"] is not None:
         algorithm.metrics.set_state({"stats": {STEPS: saved["steps"]}})
+    if algorithm.env_runner_group is None:  # it learns from data alone
+        return
     state = group.get_state(components="learner/rl_module", inference_only=True)[COMPONENT_LEARNER]
     algorithm.env_runner_group.sync_env_runner_states(
         config=algorithm.config,

@@ -107,8 +107,10 @@ def test_a_replay_buffer_takes_the_episodes_of_several_agents():
 
 
 def test_data_phases_and_settings_by_policy_are_refused():
-    with pytest.raises(RecipeError, match=r"with phases \['offline', 'online'\] and \[data\]: "):
+    with pytest.raises(RecipeError, match=r"phases \['offline', 'online'\] and \[data\]: it learns in one"):
         check_recipe(recipe_of("traffic/cologne8_online_dt"))
+    with pytest.raises(RecipeError, match=r"phases \['online'\] and no \[data\]: it learns from data alone"):
+        check_recipe(recipe_of("classic/cartpole", "BC"))
     recipe = recipe_of("multi_agent/door_grid_two_policies")
     policies = dict(recipe.policies)
     policies["walker"] = policies["walker"].model_copy(update={"algorithm": {"config": {"lr": 0.1}}})
