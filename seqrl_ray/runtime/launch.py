@@ -114,20 +114,21 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     """
     total = cluster_resources()
     gpus = total.get("GPU", 0.0)
-    asked = recipe.learner.num_gpus
+    asked, learners = recipe.learner.num_gpus, recipe.learner.count
     if asked == "auto":
         num_gpus = 1.0 if gpus >= 1.0 and recipe.learner.device != "cpu" else 0.0
     else:
         num_gpus = float(asked)
-    if num_gpus > gpus:
+    if num_gpus * learners > gpus:
         raise RecipeError(
-            f"learner.num_gpus={num_gpus:g} and the cluster has {gpus:g} GPUs: the learner could never "
-            "start. Set learner.num_gpus=auto, or add a GPU node."
+            f"learner.num_gpus={num_gpus:g} x learner.count={learners} and the cluster has {gpus:g} GPUs: "
+            "the learner could never start. Set learner.num_gpus=auto (0 and learner.device=cpu for several "
+            "learners without GPUs), lower learner.count, or add GPU nodes."
         )
     cores = os.cpu_count() or 1
     threads = int(recipe.learner.threads) if recipe.learner.threads != "auto" else 1
     if recipe.learner.threads == "auto" and local:
-        threads = max(1, cores - recipe.actors.count)
+        threads = max(1, (cores - recipe.actors.count) // learners)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
     if not local:
         _check_room(recipe, total.get("CPU", 0.0), threads, shards)
@@ -168,10 +169,11 @@ def _reserve_here(num_gpus: float, cpus: float) -> dict[str, Any]:
 
 
 def _check_room(recipe: Recipe, cpus: float, threads: int, shards: int) -> None:
-    need = recipe.actors.count * recipe.actors.cpus + threads + shards
+    learners = recipe.learner.count * threads
+    need = recipe.actors.count * recipe.actors.cpus + learners + shards
     if need > cpus:
         raise RecipeError(
-            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + {threads} for the "
+            f"actors.count={recipe.actors.count} x actors.cpus={recipe.actors.cpus:g} + {learners} for the "
             f"learner + {shards} shards = {need:g} CPUs, and the cluster has {cpus:g}: the run could never "
             "be placed. Lower actors.count or add nodes."
         )
@@ -185,7 +187,8 @@ def wiring(recipe: Recipe, cpus: float) -> str:
         return recipe.replay.wiring
     if recipe.colocated_only:
         return "colocated"
-    return "service" if recipe.replay.shards > 1 or cpus > SMALL_MACHINE_CORES else "colocated"
+    several = recipe.replay.shards > 1 or recipe.learner.count > 1
+    return "service" if several or cpus > SMALL_MACHINE_CORES else "colocated"
 
 
 def open_session(
@@ -195,9 +198,14 @@ def open_session(
 
     Raises: SeqrlError: what a process found wrong as it began; no traceback of a worker hides it.
     """
-    placement = place(recipe, local=local)
     cpus = float(os.cpu_count() or 1) if local else cluster_resources().get("CPU", 1.0)
     kind = ColocatedSession if wiring(recipe, cpus) == "colocated" else ServiceSession
+    if kind is ColocatedSession and recipe.learner.count > 1:  # resumed: a checkpoint keeps its wiring
+        raise RecipeError(
+            f"learner.count={recipe.learner.count} and the checkpoint is of the colocated wiring, whose "
+            "learner owns the shard: others could not draw from it. Resume with learner.count=1."
+        )
+    placement = place(recipe, local=local)
     try:
         return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)
     except (RayTaskError, RayActorError) as error:

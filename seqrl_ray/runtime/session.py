@@ -22,7 +22,7 @@ from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.runtime.wire import unpack
+from seqrl_ray.runtime.wire import GONE, unpack
 from seqrl_ray.types import GroupSpec
 from seqrl_ray.types_env import EpisodeEnd
 
@@ -189,8 +189,8 @@ class RaySession:
         if self._evaluator is None:
             self._evaluator = self.supervisor.make_evaluator(0.0)
         try:
-            weights, _ = unpack(ray.get(self.supervisor.board.pull.remote({})))
-        except RayActorError:
+            weights = unpack(ray.get(self.supervisor.board.pull.remote({}))).whole()
+        except GONE:
             return  # the wiring notices and refills the board; the next evaluation will find weights
         job = Job(POLICY, tuple(seeds))
         self._interim = (self._evaluator.play.remote(job, weights), job, dict(self.last))

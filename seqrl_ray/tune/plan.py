@@ -114,6 +114,10 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
             f"replay.wiring={base.replay.wiring!r}, replay.shards={base.replay.shards} in a sweep: a trial's "
             "learner owns its shard. Leave both out."
         )
+    if base.learner.count > 1:
+        raise RecipeError(
+            f"learner.count={base.learner.count} in a sweep: a trial has one learner. Set learner.count=1."
+        )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
         raise RecipeError(
