@@ -131,7 +131,14 @@ class ActorsSettings(Settings):
 class LearnerSettings(Settings):
     """Who takes gradient steps."""
 
-    batch_size: int = key(64, "items per update", ge=1, le=65_536)
+    count: int = key(
+        1,
+        "learner processes; several share every update's batch, add up their gradients, and do together "
+        "what one would (service wiring)",
+        ge=1,
+        le=1_024,
+    )
+    batch_size: int = key(64, "items per update, over all learners", ge=1, le=65_536)
     updates_per_call: int = key(
         16,
         "updates per draw from replay: a full call is cheap, priorities are this much older",
@@ -148,15 +155,17 @@ class LearnerSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto = CUDA where there is one")
     num_gpus: float | Literal["auto"] = key(
-        "auto", "GPUs the learner process asks of Ray; auto = one if the cluster has one"
+        "auto", "GPUs each learner process asks of Ray; auto = one if the cluster has one"
     )
     compile: Literal["auto", "on", "off"] = key(
         "auto",
         "compiled updates; auto = once the updates left are measured to repay the compilation, and never "
         "in the "
-        "local loop or a lock-step run, whose numbers follow from the seed alone",
+        "local loop or a lock-step run, whose numbers follow from the seed alone, nor by several learners",
     )
-    threads: int | Literal["auto"] = key("auto", "torch threads; auto = cores the actors leave, at least one")
+    threads: int | Literal["auto"] = key(
+        "auto", "torch threads of each learner; auto = cores the actors leave, at least one"
+    )
     publish_every_s: float = key(
         0.25,
         "how often new weights go to the board, and to actors where whole episodes are learned from",
@@ -301,6 +310,30 @@ class Recipe(Settings):
             raise ValueError(
                 f"[data] or alternating with replay.wiring={self.replay.wiring!r}, "
                 f"replay.shards={self.replay.shards}: only the learner's own shard can do it. Leave both out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learners_can_share(self) -> Recipe:
+        count, learner = self.learner.count, self.learner
+        if count == 1:
+            return self
+        if learner.batch_size % count:
+            raise ValueError(
+                f"learner.batch_size={learner.batch_size} is not a multiple of learner.count={count}: the "
+                "learners' parts of a batch would differ. Change one of them."
+            )
+        if learner.compile == "on":
+            raise ValueError(
+                f"learner.compile='on' with learner.count={count}: every update adds gradients up over the "
+                "learners, and a graph of several updates has no place for that. Set it to 'auto' or 'off', "
+                "or learner.count=1."
+            )
+        if self.replay.wiring == "colocated" or self.colocated_only:
+            raise ValueError(
+                f"learner.count={count} with replay.wiring='colocated', [data] or alternating: the shard is "
+                "one learner's own there, others could not draw from it. Set learner.count=1, or use the "
+                "service wiring and an online phase."
             )
         return self
 

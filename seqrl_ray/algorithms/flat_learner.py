@@ -1,8 +1,7 @@
 """What the algorithms here share: learning on one flat parameter vector, and epsilon-greedy acting.
 
 All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend
-of the target network and a copy for the actors are each a few operations on that vector, whatever the
-network.
+of the target network and a copy for the actors are each a few operations on it, whatever the network.
 Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, and with weight decay Loshchilov and Hutter (2019),
 arXiv:1711.05101, as torch.optim computes them; exploration by actor: Horgan et al. (2018), arXiv:1803.00933.
 Departs from the latter: the ladder's base may itself be annealed.
@@ -51,7 +50,7 @@ class Gradients(NamedTuple):
     """What one minibatch asks for. Learners that share a batch add `total` and `elements` before dividing."""
 
     total: Tensor  # [P] summed over the elements
-    elements: Tensor  # [] how many
+    elements: Tensor  # [] how many, maybe none
     priorities: Tensor  # [B]
     metrics: dict[str, Tensor]  # name -> []
 
@@ -125,6 +124,8 @@ class FlatLearner(Generic[SettingsT]):
     learns: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
     """False where `steps` cannot be one graph that gives what the eager path gives."""
+    add_up: Callable[[Gradients], Gradients] = staticmethod(lambda own: own)
+    """Returns the sum over all learners that share a batch; alone, one has the whole of it."""
 
     def __init__(
         self, settings: SettingsT, group: GroupSpec, network: nn.Module, *, device: str = "cpu", seed: int = 0
@@ -166,7 +167,6 @@ class FlatLearner(Generic[SettingsT]):
 
     def prepare(self, facts: DataFacts) -> None:
         """Take notice of the offline data; here nothing follows from it."""
-        return
 
     def drawn(self, batch: Any) -> Any:
         """Return the batch [U, B, ...] with the random numbers that `loss` needs as columns in `extra`; those
@@ -287,8 +287,8 @@ class FlatLearner(Generic[SettingsT]):
         """Take one step per minibatch. Pure, and compiles, if `gradients_of` is `gradients`."""
         priorities, metrics = [], []
         for minibatch, row in zip(minibatches, scalars, strict=True):
-            gradients = gradients_of(state.online, state.target, minibatch)
-            state, norm = self.apply(state, gradients.total / gradients.elements, row)
+            gradients = self.add_up(gradients_of(state.online, state.target, minibatch))
+            state, norm = self.apply(state, gradients.total / gradients.elements.clamp(min=1), row)
             priorities.append(gradients.priorities)
             metrics.append({**gradients.metrics, "grad_norm": norm})
         stacked = {name: torch.stack([m[name] for m in metrics]) for name in metrics[0]}  # name -> [k]
@@ -307,7 +307,8 @@ class FlatLearner(Generic[SettingsT]):
         """Return the summed loss [], and (elements [], priorities [B], metrics)."""
         terms = self.loss(online, target, minibatch)
         summed, elements = weighted_sum(terms.loss, terms.weight, terms.valid)  # [], []
-        return summed, (elements, terms.priorities, {"loss": (summed / elements).detach(), **terms.metrics})
+        mean = (summed / elements.clamp(min=1)).detach()  # []
+        return summed, (elements, terms.priorities, {"loss": mean, **terms.metrics})
 
     def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
         """Return (step size with bias correction 1, root of bias correction 2, target share, weight decay) of
@@ -385,11 +386,11 @@ class FlatLearner(Generic[SettingsT]):
                 f"{name} has shape {tuple(values.shape)}, this network has {tuple(vector.shape)}: "
                 "they belong to another network. Load them into the recipe they were made with."
             )
-        vector.copy_(torch.as_tensor(np.array(values, dtype=np.float32)))
+        vector.copy_(torch.as_tensor(np.array(values)))
 
 
 def flatten(network: nn.Module) -> Tensor:
-    """Make every parameter a view of one contiguous float32 vector, and return that vector [P].
+    """Make every parameter a view of one contiguous vector, and return that vector [P].
 
     Raises: ValueError: the network has buffers, which no flat vector would carry to the actors.
     """

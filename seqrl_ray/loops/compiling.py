@@ -1,5 +1,6 @@
 """Whether and when updates are compiled: `learner.compile` = auto | on | off.
 
+Several learners stay eager: a graph of several updates has no place to add up gradients over processes.
 `on` compiles with the first update. `auto` begins eagerly, measures what an update costs and how many the
 budget still asks for, and compiles once that pays (`algorithms.compiled.pays`); if the graph cannot be made,
 or turns out slower than eager, it goes back and says so. Either way the same equations go on from the same
@@ -71,7 +72,7 @@ class Compiling:
         if recipe.learner.compile == "on":
             for policy_id in algorithms:
                 self._begin(policy_id, "learner.compile=on")
-        elif recipe.learner.compile == "auto":
+        elif recipe.learner.compile == "auto" and recipe.learner.count == 1:
             able = {p: a for p, a in algorithms.items() if isinstance(a, FlatLearner) and a.compiles}
             self._eager = {policy_id: _Measure() for policy_id in able if compiler() is not None}
 

@@ -8,7 +8,7 @@ priorities back.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.algorithms.flat_learner import FlatLearner, Gradients
 from seqrl_ray.errors import CheckpointError
 from seqrl_ray.loops.build import algorithms
 from seqrl_ray.loops.compiling import Compiling
 from seqrl_ray.loops.feed import feed
+from seqrl_ray.loops.parts import Part, check_sharing, with_own_draws
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.types import Batch, GroupSpec, Weights
 
@@ -35,12 +37,15 @@ class Learner:
             recipe: the run.
             groups: policy id -> its slots and spaces.
             device: torch device of parameters and batches; auto = CUDA where there is one.
-        Raises: RecipeError: `learner.compile` is on and cannot be.
+        Raises: RecipeError: `learner.compile` is on and cannot be, or `learner.count` learners cannot share
+            the batches of these algorithms.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.recipe, self.device = recipe, device
         self.algorithms: dict[str, Algorithm] = algorithms(recipe, groups, device=device)
+        check_sharing(self.algorithms, recipe.learner.count)
+        self.part = Part()
         self.compiling = Compiling(recipe, self.algorithms)
         self.epoch = 0
         self._published: dict[str, Weights] = {}
@@ -52,17 +57,31 @@ class Learner:
         """Updates of all policies together."""
         return sum(a.updates for a in self.algorithms.values())
 
+    def share(self, part: Part, add_up: Callable[[Gradients], Gradients]) -> None:
+        """Learn from a part of every minibatch from now on, with learners whose parts are the rest.
+
+        Args:
+            part: which one.
+            add_up: returns the sum over all learners; every one calls it once per update, in the same order.
+        """
+        self.part = part
+        for algorithm in self.algorithms.values():
+            if isinstance(algorithm, FlatLearner):
+                algorithm.add_up = add_up
+
     def update(self, policy_id: str, batch: Batch, progress: float) -> NDArray[np.float32]:
         """Take U updates on `batch`.
 
         Args:
             policy_id: whose batch it is.
-            batch: numpy arrays with leading dimensions [U, B].
+            batch: numpy arrays with leading dimensions [U, B]; of a part, its own rows.
             progress: share of the run's budget that is spent, for schedules.
         Returns: priorities [U, B].
         """
         algorithm = self.algorithms[policy_id]
         tensors, hparams = feed(batch, self.device), algorithm.hparams(progress)
+        if isinstance(algorithm, FlatLearner):
+            tensors = with_own_draws(algorithm, tensors, self.part)
         update = self.compiling.update(policy_id, tensors, hparams)
         for name, value in update.metrics.items():
             self._sums[f"{policy_id}/{name}"] += value

@@ -37,13 +37,18 @@ class LocalSession:
 
         `learner.compile` = auto stays eager here: a moment that a clock chose would not be the same again.
 
-        Raises: RecipeError: the recipe asks for more than one actor, which this loop has not.
+        Raises: RecipeError: the recipe asks for more than one actor or learner, which this loop has not.
             CheckpointError: the checkpoint cannot be gone on from.
         """
         if recipe.actors.most != 1:
             raise RecipeError(
                 f"actors.count={recipe.actors.most} in the local loop: one process has one actor. "
                 "Set actors.count=1 (and raise actors.envs_per_actor), or run without --local."
+            )
+        if recipe.learner.count != 1:
+            raise RecipeError(
+                f"learner.count={recipe.learner.count} in the local loop: one process has one learner. "
+                "Set learner.count=1, or run without --local."
             )
         self.recipe = recipe
         if recipe.learner.threads != "auto":

@@ -21,8 +21,7 @@ def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> t
         weight: importance of each element, same shape or with trailing dimensions of 1; it scales an element
             and does not normalise: the denominator counts elements.
         valid: bool, same shape as loss; None = all are valid.
-    Returns: the sum, and the number of valid elements (float, at least 1 so that an empty batch gives 0),
-        both [].
+    Returns: the sum, and the number of valid elements (float; a part of a batch may have none), both [].
     Raises: ValueError: shapes differ; the message names the argument.
     """
     if weight.dim() != loss.dim() or any(
@@ -30,16 +29,16 @@ def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> t
     ):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, loss has {tuple(loss.shape)}")
     if valid is None:
-        return (weight * loss).sum(), torch.full(
-            (), float(max(loss.numel(), 1)), device=loss.device
-        )  # [], []
+        return (weight * loss).sum(), torch.full((), float(loss.numel()), device=loss.device)  # [], []
     if valid.shape != loss.shape or valid.dtype != torch.bool:
         raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}, must be bool {tuple(loss.shape)}")
     zero = torch.zeros((), dtype=loss.dtype, device=loss.device)  # []
-    return torch.where(valid, weight * loss, zero).sum(), valid.sum().clamp(min=1).to(loss.dtype)  # [], []
+    return torch.where(valid, weight * loss, zero).sum(), valid.sum().to(loss.dtype)  # [], []
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return the weighted sum divided by the number of valid elements; arguments as for `weighted_sum`."""
+    """Return the weighted sum divided by the number of valid elements, 0 of none; arguments as for
+    `weighted_sum`.
+    """
     total, count = weighted_sum(loss, weight, valid)
-    return total / count  # []
+    return total / count.clamp(min=1)  # []

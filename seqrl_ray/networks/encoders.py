@@ -107,10 +107,13 @@ class ImageEncoder(nn.Module):
 
 
 def as_float(obs: Tensor) -> Tensor:
-    """Return float32 of the same shape; uint8 is scaled from [0, 255] to [0, 1], on whatever device it is."""
+    """Return torch's default floats (float32) of the same shape; uint8 is scaled from [0, 255] to [0, 1], on
+    whatever device it is.
+    """
+    kind = torch.get_default_dtype()
     if obs.dtype == torch.uint8:
-        return obs.to(torch.float32) / 255.0
-    return obs if obs.dtype == torch.float32 else obs.to(torch.float32)
+        return obs.to(kind) / 255.0
+    return obs if obs.dtype == kind else obs.to(kind)
 
 
 def encoder(obs: ArraySpec, frame: ArraySpec, frame_stack: int) -> VectorEncoder | ImageEncoder:

@@ -134,6 +134,11 @@ class Pacing:
         """Set what other shards counted so far, in all."""
         self._elsewhere = (inserted, sampled)
 
+    def count_shared(self, items: int) -> None:
+        """Count items drawn here that the total held as drawn elsewhere already."""
+        self._sampled += items
+        self._elsewhere = (self._elsewhere[0], self._elsewhere[1] - items)
+
     def retune(self, samples_per_insert: float | None, band_items: float | None = None) -> None:
         """Change the ratio in a living run: it counts from here on, what was owed is forgotten.
 

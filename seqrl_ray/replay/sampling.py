@@ -13,7 +13,7 @@ Dims: M items, S shards, U updates, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -199,19 +199,27 @@ class MassSampler:
             )
 
 
-def global_weights(probability: Float64Array, total_items: int, beta: float) -> NDArray[np.float32]:
+Largest = Callable[[Float64Array], Float64Array]
+"""Of values [U], the largest each that anybody has who shares the minibatches."""
+
+
+def global_weights(
+    probability: Float64Array, total_items: int, beta: float, largest: Largest | None = None
+) -> NDArray[np.float32]:
     """Importance weights w = (N p)^-beta / max of the minibatch.
 
     Args:
         probability: [U, B] float64, chance of one draw hitting the item, over all shards.
         total_items: N, items of all shards.
         beta: exponent in [0, 1]; 0 gives ones.
+        largest: of a part of minibatches: asks for their largest weight; None = these are whole.
 
-    Returns: [U, B] float32, the largest of every minibatch is 1.
+    Returns: [U, B] float32, the largest of every whole minibatch is 1.
     """
     weight = probability * total_items
     np.power(weight, -beta, out=weight)
-    weight /= weight.max(axis=-1, keepdims=True)
+    most = weight.max(axis=-1)  # [U]
+    weight /= (most if largest is None else largest(most))[..., None]
     return weight.astype(np.float32)
 
 
@@ -244,6 +252,7 @@ def merge(
     total_items: int,
     beta: float,
     rng: np.random.Generator,
+    largest: Largest | None = None,
 ) -> Batch:
     """Join one draw's parts from several shards into U minibatches that each mix the shards.
 
@@ -256,6 +265,7 @@ def merge(
         total_items: items of all shards in the snapshot that was drawn from.
         beta: importance-weight exponent.
         rng: shuffles the items over the minibatches.
+        largest: see `global_weights`.
 
     Returns: a batch [U, B, ...] with global probabilities and weights.
     Raises: ReplayError: the parts do not hold U*B items.
@@ -292,7 +302,7 @@ def merge(
             joined["extra"] = {name: join([v[name] for v in values]) for name in values[0]}
         else:
             joined[field.name] = None if values[0] is None else join(values)
-    joined["weight"] = global_weights(joined["probability"], total_items, beta)
+    joined["weight"] = global_weights(joined["probability"], total_items, beta, largest)
     return type(parts[0])(**joined)
 
 

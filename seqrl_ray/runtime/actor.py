@@ -7,7 +7,6 @@ weights are taken between two fragments only.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.turns import Source
+from seqrl_ray.runtime.weight_board import Puller
 from seqrl_ray.runtime.wire import GONE, pack_fragment, unpack
 from seqrl_ray.types import GroupSpec, Weights
 from seqrl_ray.types_env import EpisodeEnd
@@ -59,9 +59,7 @@ class RolloutActor:
         self._shard: Any = None
         self._sent_here = 0  # fragments sent as this source
         self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
-        self._pull: Any = None
-        self._pulled_at = -math.inf
-        self._board: Any = None
+        self._puller = Puller(recipe.learner.publish_every_s)
         self._waits_since: float | None = None
 
     def groups(self) -> dict[str, GroupSpec]:
@@ -100,19 +98,18 @@ class RolloutActor:
         """
         report = ActorReport()
         until = time.monotonic() + seconds
-        if board != self._board:  # what was asked of an earlier board may never be answered
-            self._board, self._pull, self._pulled_at = board, None, -math.inf
+        self._puller.use(board)
         if shard != self._shard:
             self._open(shard, report)
         if not self.have:
-            self._await_weights(board, report, until)
+            self._await_weights(report, until)
             if not self.have:
                 return report
         while time.monotonic() < until and not report.shard_lost:
             if len(self._sent) >= self.recipe.actors.in_flight:
                 self._settle_oldest(report, until)
                 continue
-            self._look_at(board, report)
+            self._look(report)
             fragment = self.rollout.fragment()
             report.env_steps += fragment.env_steps
             report.episodes.extend(fragment.episodes)
@@ -130,19 +127,20 @@ class RolloutActor:
         self._open(None, report)
         return report
 
-    def _await_weights(self, board: Any, report: ActorReport, until: float) -> None:
+    def _await_weights(self, report: ActorReport, until: float) -> None:
         """Ask the board until it has weights, at most until `until`: random weights are nobody's policy."""
         if self._waits_since is None:
             self._waits_since = time.monotonic()
         while not self.have and not report.board_lost and time.monotonic() < until:
-            self._look_at(board, report)
-            if self._pull is not None:
-                ray.wait([self._pull], timeout=max(0.01, until - time.monotonic()))
+            self._look(report)
+            if awaited := self._puller.awaited:
+                ray.wait(awaited, num_returns=len(awaited), timeout=max(0.01, until - time.monotonic()))
             elif not self.have:
-                self._pulled_at = -math.inf
+                self._puller.soon()
                 time.sleep(0.02)  # an empty board: the learner is about to fill it
         if not self.have and time.monotonic() - self._waits_since > WEIGHTS_WAIT_S:
-            self._waits_since, self._pull, report.board_lost = None, None, True
+            self._waits_since, report.board_lost = None, True
+            self._puller = Puller(self._puller.every_s)
 
     def _settle_oldest(self, report: ActorReport, until: float) -> None:
         call, steps = self._sent[0]
@@ -166,22 +164,15 @@ class RolloutActor:
         report.dropped_steps += sum(steps for _, steps in self._sent)
         self._sent.clear()
 
-    def _look_at(self, board: Any, report: ActorReport) -> None:
-        """Take the weights asked for earlier if they are there; ask again when it is time. Never waits."""
-        if self._pull is not None:
-            ready, _ = ray.wait([self._pull], timeout=0)
-            if not ready:
-                return
-            call, self._pull = self._pull, None
-            try:
-                weights, progress = unpack(ray.get(call))
-            except GONE:
-                report.board_lost = True
-                return
-            self._take(weights, progress)
-        if time.monotonic() - self._pulled_at >= self.recipe.learner.publish_every_s:
-            self._pulled_at = time.monotonic()
-            self._pull = board.pull.remote(self.have)
+    def _look(self, report: ActorReport) -> None:
+        """Take the weights asked for earlier if they are there. Never waits."""
+        try:
+            pulled = self._puller.look(self.have)
+        except GONE:
+            report.board_lost = True
+            return
+        if pulled is not None:
+            self._take(pulled.weights, pulled.progress)
 
     def _take(self, weights: Mapping[str, Weights], progress: float) -> None:
         for policy_id, new in weights.items():

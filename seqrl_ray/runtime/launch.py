@@ -111,21 +111,22 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     """
     total = cluster_resources()
     gpus = total.get("GPU", 0.0)
-    asked = recipe.learner.num_gpus
+    asked, learners = recipe.learner.num_gpus, recipe.learner.count
     if asked == "auto":
         num_gpus = 1.0 if gpus >= 1.0 and recipe.learner.device != "cpu" else 0.0
     else:
         num_gpus = float(asked)
-    if num_gpus > gpus:
+    if num_gpus * learners > gpus:
         raise RecipeError(
-            f"learner.num_gpus={num_gpus:g} and the cluster has {gpus:g} GPUs: the learner could never "
-            "start. Set learner.num_gpus=auto, or add a GPU node."
+            f"learner.num_gpus={num_gpus:g} x learner.count={learners} and the cluster has {gpus:g} GPUs: "
+            "the learner could never start. Set learner.num_gpus=auto (0 and learner.device=cpu for several "
+            "learners without GPUs), lower learner.count, or add GPU nodes."
         )
     cores = os.cpu_count() or 1
     here = min(recipe.actors.most, max(recipe.actors.count, cores - 1))
     threads = int(recipe.learner.threads) if recipe.learner.threads != "auto" else 1
     if recipe.learner.threads == "auto" and local:
-        threads = max(1, cores - here)
+        threads = max(1, (cores - here) // learners)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
     held = Held() if local else hold(recipe, num_gpus, threads, shards)
     return Placement(
@@ -140,6 +141,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         pin=held.learner,
         shard_pin=held.shards,
         actor_labels={} if local else recipe.actors.label_selector,
+        learner_labels={} if local else recipe.learner.label_selector,
         elsewhere=held.elsewhere,
         actors_here=here,
         watch_nodes=not local and nodes.watchable(),
@@ -154,7 +156,8 @@ def wiring(recipe: Recipe, cpus: float) -> str:
         return recipe.replay.wiring
     if recipe.colocated_only:
         return "colocated"
-    return "service" if recipe.replay.shards > 1 or cpus > SMALL_MACHINE_CORES else "colocated"
+    several = recipe.replay.shards > 1 or recipe.learner.count > 1
+    return "service" if several or cpus > SMALL_MACHINE_CORES else "colocated"
 
 
 def open_session(
@@ -164,10 +167,15 @@ def open_session(
 
     Raises: SeqrlError: what a process found wrong as it began; no traceback of a worker hides it.
     """
-    placement = place(recipe, local=local)
-    check_shared(root, placement.elsewhere)
     cpus = float(os.cpu_count() or 1) if local else cluster_resources().get("CPU", 1.0)
     kind = ColocatedSession if wiring(recipe, cpus) == "colocated" else ServiceSession
+    if kind is ColocatedSession and recipe.learner.count > 1:  # resumed: a checkpoint keeps its wiring
+        raise RecipeError(
+            f"learner.count={recipe.learner.count} and the checkpoint is of the colocated wiring, whose "
+            "learner owns the shard: others could not draw from it. Resume with learner.count=1."
+        )
+    placement = place(recipe, local=local)
+    check_shared(root, placement.elsewhere)
     try:
         return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)
     except (RayTaskError, RayActorError) as error:

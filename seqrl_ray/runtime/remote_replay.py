@@ -4,6 +4,9 @@ The learner draws from every shard in proportion to its mass, so that the number
 probability; it asks ahead, and priorities and counts travel with the next request. A shard that dies is left
 out until the supervisor hands over its replacement.
 
+Several learners each draw their part of every minibatch. The first one leads: its pacing counts whole
+minibatches and says when they are drawn; the others draw as many as they are told and count nothing.
+
 Dims: U updates, B batch, K shards, M items of one shard's part.
 """
 
@@ -18,7 +21,7 @@ import ray
 
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.replay.pacing import Pacing
-from seqrl_ray.replay.sampling import Mass, merge, split_draw
+from seqrl_ray.replay.sampling import Largest, Mass, merge, split_draw
 from seqrl_ray.runtime.replay_service import Reply, Request
 from seqrl_ray.runtime.wire import GONE, pack, unpack
 from seqrl_ray.types import Batch, FloatArray, ItemIds
@@ -35,6 +38,11 @@ class _Draw:
     total_items: int
     beta: float
     parts: dict[int, Batch] = field(default_factory=dict)
+
+    @property
+    def short(self) -> bool:
+        """Whether the parts that came hold fewer items than were asked for."""
+        return sum(len(p.ids) for p in self.parts.values()) < self.items
 
 
 @dataclass
@@ -53,18 +61,30 @@ class _Known:
 class RemoteReplay:
     """One policy's shards, seen from the learner: global draws, prefetched, paced over all shards."""
 
-    def __init__(self, recipe: Recipe, policy_id: str, pacing: Pacing, seed: int, *, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        policy_id: str,
+        pacing: Pacing,
+        seed: int,
+        *,
+        epoch: int = 0,
+        leads: bool = True,
+    ) -> None:
         """Begin without shards.
 
         Args:
             recipe: says how much is drawn at once, and how far ahead.
             policy_id: whose shards.
-            pacing: counts what is drawn from all shards together.
+            pacing: counts what is drawn from all shards together; of one who does not lead, nothing.
             seed: of the split of draws over shards.
             epoch: the learner's lineage; shards serve the highest only.
+            leads: whether this learner decides when is drawn, and counts for all.
         """
         self.recipe, self.policy_id, self.pacing, self.epoch = recipe, policy_id, pacing, epoch
-        self.updates_per_call, self.batch_size = recipe.learner.updates_per_call, recipe.learner.batch_size
+        self.leads, self.learners = leads, recipe.learner.count
+        self.updates_per_call = recipe.learner.updates_per_call
+        self.batch_size = recipe.learner.batch_size // self.learners
         self.shards: dict[int, _Known] = {}
         self.lost: set[int] = set()
         self.stale_priorities = 0
@@ -104,7 +124,8 @@ class RemoteReplay:
             if replaced:
                 for name in self._gone:
                     self._gone[name] -= getattr(reply, name)
-        if new:  # a learner restored from a checkpoint has forgotten draws that the shards have made
+        if new and self.leads:
+            # A learner restored from a checkpoint has forgotten draws that the shards have made.
             drawn = sum(s.sampled for s in self.shards.values())
             self.pacing.count_sampled(max(0, drawn - self.pacing.sampled))
 
@@ -124,9 +145,16 @@ class RemoteReplay:
         return self._gone["inserted"] + sum(s.inserted for s in self.shards.values())
 
     @property
-    def queued_draws(self) -> int:
-        """Draws asked for and not used yet."""
+    def ahead(self) -> int:
+        """Draws asked for and not handed out."""
         return len(self._draws)
+
+    def ready(self) -> int:
+        """Return how many of these are whole, from the oldest on; those that lack items are given up."""
+        for draw in [d for d in self._draws if not d.awaited and d.short]:
+            self._draws.remove(draw)
+            self._count(-draw.items)  # a shard lost its last item after it had told its mass
+        return next((n for n, draw in enumerate(self._draws) if draw.awaited), len(self._draws))
 
     def pump(self, beta: float, updates: int) -> None:
         """Ask for draws while pacing and prefetch allow; otherwise `listen`. Never waits.
@@ -135,18 +163,36 @@ class RemoteReplay:
         those ahead have been used up.
         """
         prefetch = self.recipe.learner.prefetch
-        room, alive = prefetch - len(self._draws), self._alive()
-        masses = [self.shards[i].mass.mass for i in alive]
-        items = self.updates_per_call * self.batch_size
-        if room >= max(1, prefetch // 2) and sum(masses) > 0.0:
+        room = prefetch - len(self._draws)
+        if room >= max(1, prefetch // 2) and self._any_items():
             draws = 0
             while draws < room and self.pacing.may_sample():
-                self.pacing.count_sampled(items)
+                self._count(self._draw_items)
                 draws += 1
             if draws:
-                self._ask(draws, items, alive, masses, beta, updates)
+                self._ask(draws, beta, updates)
         if not self._draws:
             self.listen(beta, updates)
+
+    def follow(self, ahead: int, beta: float, updates: int) -> None:
+        """Ask for draws until there are `ahead` of them, as the learner who leads has. Never waits."""
+        if ahead > len(self._draws) and self._any_items():
+            self._ask(ahead - len(self._draws), beta, updates)
+        elif ahead > len(self._draws):
+            self.listen(beta, updates)
+
+    @property
+    def _draw_items(self) -> int:
+        """Items of this learner's part of a draw."""
+        return self.updates_per_call * self.batch_size
+
+    def _count(self, items: int) -> None:
+        """Count items of this learner's part, and those of the others' parts with them."""
+        if self.leads:
+            self.pacing.count_sampled(items * self.learners)
+
+    def _any_items(self) -> bool:
+        return any(self.shards[i].mass.mass > 0.0 for i in self._alive())
 
     def listen(self, beta: float, updates: int) -> None:
         """Ask every shard to tell of new items, unless it has been asked. Never waits."""
@@ -159,16 +205,10 @@ class RemoteReplay:
     def _alive(self) -> list[int]:
         return [i for i in self.shards if i not in self.lost]
 
-    def _ask(
-        self,
-        draws: int,
-        items: int,
-        alive: Sequence[int],
-        masses: Sequence[float],
-        beta: float,
-        updates: int,
-    ) -> None:
+    def _ask(self, draws: int, beta: float, updates: int) -> None:
         """Ask every shard, in one call, for its parts of some draws that pacing has counted."""
+        alive, items = self._alive(), self._draw_items
+        masses = [self.shards[i].mass.mass for i in alive]
         total, total_items = sum(masses), sum(self.shards[i].mass.items for i in alive)
         share = {index: mass / total for index, mass in zip(alive, masses, strict=True)}
         counts = [split_draw(masses, items, self._rng).tolist() for _ in range(draws)]  # [draws][K]
@@ -195,6 +235,7 @@ class RemoteReplay:
             self._max_priority,
             written,
             newer_than,
+            self.leads,
         )
         message: bytes = pack(request, [])
         return message
@@ -234,17 +275,17 @@ class RemoteReplay:
         self.pacing.elsewhere(self.inserted, 0)
 
     def _abandon(self, index: int) -> None:
-        """Give up draws that a dead shard has a part in: their items count as not drawn."""
+        """Give up draws that a dead shard's part is missing of: their items count as not drawn."""
         self._calls = {call: entry for call, entry in self._calls.items() if entry[0] != index}
-        for draw in [d for d in self._draws if index in d.share]:
+        for draw in [d for d in self._draws if index in d.awaited]:
             self._draws.remove(draw)
-            self.pacing.count_sampled(-draw.items)
+            self._count(-draw.items)
 
-    def next_batch(self) -> Batch | None:
-        """Return the oldest draw if all its parts have come."""
-        draw = self._next_whole()
-        if draw is None:
+    def next_batch(self, largest: Largest | None = None) -> Batch | None:
+        """Return the oldest draw if all its parts have come; `largest` as in `sampling.global_weights`."""
+        if not self.ready():
             return None
+        draw = self._draws.pop(0)
         indices = list(draw.parts)
         return merge(
             [draw.parts[i] for i in indices],
@@ -254,16 +295,8 @@ class RemoteReplay:
             total_items=draw.total_items,
             beta=draw.beta,
             rng=self._rng,
+            largest=largest,
         )
-
-    def _next_whole(self) -> _Draw | None:
-        """Take the oldest draw if all its parts have come; give up those that lack items."""
-        while self._draws and not self._draws[0].awaited:
-            draw = self._draws.pop(0)
-            if sum(len(p.ids) for p in draw.parts.values()) == draw.items:
-                return draw
-            self.pacing.count_sampled(-draw.items)  # a shard lost its last item after it had told its mass
-        return None
 
     def write_back(self, ids: ItemIds, priorities: FloatArray) -> None:
         """Keep priorities for the next request to each shard."""

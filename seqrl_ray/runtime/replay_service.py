@@ -65,6 +65,8 @@ class Request:
     """Priorities of earlier draws."""
     newer_than: int | None = None
     """Answer when more than this many items are inserted here, or after `PATIENCE_S`."""
+    leads: bool = True
+    """False: of a learner that draws its part of what another one has counted for all learners."""
 
 
 @dataclass
@@ -235,10 +237,11 @@ class ShardServer:
         stale = 0
         async with self._moved:
             if request.epoch >= (self.epochs[policy_id] or 0):
-                self.epochs[policy_id], self.updates[policy_id] = request.epoch, request.updates
-                self._heard[policy_id] = request.heard
-                sampled_before = request.sampled - sum(request.draws)
-                pacing.elsewhere(request.inserted - request.heard, sampled_before - pacing.sampled_here)
+                if request.leads:
+                    self.epochs[policy_id], self.updates[policy_id] = request.epoch, request.updates
+                    self._heard[policy_id] = request.heard
+                    sampled_before = request.sampled - sum(request.draws)
+                    pacing.elsewhere(request.inserted - request.heard, sampled_before - pacing.sampled_here)
                 stale = sum(shard.update_priorities(ids, priorities) for ids, priorities in request.written)
                 shard.raise_max_priority(request.max_priority)
                 self._moved.notify_all()
@@ -249,7 +252,8 @@ class ShardServer:
                         shard.sample(1, items, beta=request.beta) if items else None
                         for items in request.draws
                     )
-                    pacing.count_sampled(sum(request.draws))
+                    count = pacing.count_sampled if request.leads else pacing.count_shared
+                    count(sum(request.draws))
             reply = Reply(
                 batches,
                 shard.mass,

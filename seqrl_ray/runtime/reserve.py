@@ -50,7 +50,7 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
 
     Raises: RecipeError: there is no such room.
     """
-    patience_s = NODES_COME_S if check_room(recipe, threads, shards) else RESERVE_S
+    patience_s = NODES_COME_S if check_room(recipe, recipe.learner.count * threads, shards) else RESERVE_S
     here = ray.get_runtime_context().get_node_id()
     node = next(n for n in ray.nodes() if n["NodeID"] == here)  # type: ignore[no-untyped-call]
     apart = recipe.replay.label_selector if shards else {}

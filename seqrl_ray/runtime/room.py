@@ -94,7 +94,7 @@ def check_room(recipe: Recipe, threads: int, shards: int) -> bool:
 
     Args:
         recipe: the run.
-        threads: of the learner, one CPU each.
+        threads: of all learners, one CPU each.
         shards: that are processes of their own, one CPU each.
     Returns: whether nodes must come for it.
     Raises: RecipeError: the cluster could never hold the run; the message shows the arithmetic.

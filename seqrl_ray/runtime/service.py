@@ -26,6 +26,8 @@ from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.actor import ActorReport
+from seqrl_ray.runtime.collective import LearnerLost
+from seqrl_ray.runtime.learner_group import Follower
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
@@ -75,6 +77,9 @@ class _Stretch:
 class ServiceSession(RaySession):
     """A run in being; see `seqrl_ray.loops.drive.Session`."""
 
+    _followers: Sequence[Any] = ()
+    """Learners beside the one that leads; they live and die with it."""
+
     def __init__(
         self,
         recipe: Recipe,
@@ -116,17 +121,36 @@ class ServiceSession(RaySession):
 
     def _make_learner(self, resume: Path | None) -> Any:
         p = self.placement
-        remote = ray.remote(ServiceLearner).options(
-            num_cpus=p.learner_cpus, num_gpus=p.num_gpus, runtime_env=threads_env(p.learner_threads), **p.pin
+        options = {
+            "num_cpus": p.learner_cpus,
+            "num_gpus": p.num_gpus,
+            "runtime_env": threads_env(p.learner_threads),
+        }
+        where = {"label_selector": dict(p.learner_labels)} if p.learner_labels else {}
+        self._followers = [
+            ray.remote(Follower)
+            .options(**options, **where)
+            .remote(self.recipe, self.groups, rank, device=p.device, threads=p.learner_threads)
+            for rank in range(1, self.recipe.learner.count)
+        ]
+        return (
+            ray.remote(ServiceLearner)
+            .options(**options, **p.pin)
+            .remote(
+                self.recipe,
+                self.groups,
+                device=p.device,
+                threads=p.learner_threads,
+                epoch=self.epoch,
+                resume=resume,
+                followers=self._followers,
+                kind="nccl" if p.num_gpus >= 1.0 and p.device != "cpu" else "gloo",
+            )
         )
-        return remote.remote(
-            self.recipe,
-            self.groups,
-            device=p.device,
-            threads=p.learner_threads,
-            epoch=self.epoch,
-            resume=resume,
-        )
+
+    def _end_learners(self) -> None:
+        for learner in [*self._followers, *([self._learner] if self._learner is not None else [])]:
+            self.supervisor.end(learner)
 
     def _make_shard(self, index: int, life: int, replay: Path | None, states: Mapping[str, Any]) -> Any:
         actors = self.recipe.actors
@@ -393,13 +417,18 @@ class ServiceSession(RaySession):
     def _replace_learner(self, seconds: float, error: Exception) -> ServiceReport:
         """Restart the learner from the newest checkpoint, or from nothing where there is none yet.
 
+        Of several learners all begin anew, whichever died: they would not be alike.
+
         Raises: WorkerError: the replacements die as well, until the budget is spent or an error repeats.
         """
         death = Death("learner", self.at_s(), diverged=diverged(error))
         report: ServiceReport | None = None
         while report is None:
-            self.supervisor.count("learner", error)
-            self.supervisor.end(self._learner)
+            if isinstance(getattr(error, "cause", None), LearnerLost):
+                self.supervisor.budget.death("a learner")
+            else:
+                self.supervisor.count("learner", error)
+            self._end_learners()
             found = checkpoints.complete(self.root)
             self.epoch += 1
             self._learner = self._make_learner(found[-1] if found else None)
@@ -477,7 +506,8 @@ class ServiceSession(RaySession):
         """End every process of the run; closing twice is harmless."""
         super().close()
         self._calls.clear()
-        for actor in [*self._shards.values(), *([self._learner] if self._learner is not None else [])]:
-            self.supervisor.end(actor)
+        for shard in self._shards.values():
+            self.supervisor.end(shard)
+        self._end_learners()
         self._shards.clear()
-        self._learner = None
+        self._learner, self._followers = None, ()

@@ -1,10 +1,13 @@
-"""The learner actor of the service wiring: it draws from shard actors and knows no rollout actor."""
+"""The learner actor of the service wiring: it draws from shard actors and knows no rollout actor.
+
+Of several learners it is the one that leads; see `runtime.learner_group`.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,15 @@ import torch
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
+from seqrl_ray.loops.parts import parameters
 from seqrl_ray.loops.trainer import make_pacing, pacing_row
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.collective import Collective, Kind, LearnerLost
+from seqrl_ray.runtime.learner_group import CHECK_UPDATES, LEARNER, Followers, Word, arrived
 from seqrl_ray.runtime.remote_replay import RemoteReplay
 from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import GONE
 from seqrl_ray.types import GroupSpec, SampleSpec, Weights
-
-LEARNER = 1_000_000
-"""Keys the learner's own stream of draws apart from the shards'."""
 
 
 @dataclass
@@ -53,7 +56,21 @@ class ServiceLearner:
         threads: int,
         epoch: int,
         resume: Path | None,
+        followers: Sequence[Any] = (),
+        kind: Kind = "gloo",
     ) -> None:
+        """Prepare; what is trained together with `followers` begins with the first `run_for`.
+
+        Args:
+            recipe: the run.
+            groups: policy id -> spaces.
+            device: torch device.
+            threads: of torch.
+            epoch: raised by every restart.
+            resume: checkpoint to go on from.
+            followers: handles of the other learners, ranks 1, 2, ...
+            kind: how gradients travel between learners.
+        """
         torch.set_num_threads(threads)
         self.recipe = recipe
         self.learner = Learner(recipe, groups, device=device)
@@ -73,6 +90,9 @@ class ServiceLearner:
             seed = stream_seed(recipe, SHARDS, LEARNER, place)
             self.replays[policy_id] = RemoteReplay(recipe, policy_id, pacing, seed, epoch=self.learner.epoch)
         self.publisher = Publisher(recipe.learner.publish_every_s)
+        self.followers, self.kind = Followers(followers), kind
+        self.collective: Collective | None = None
+        self._checked_at = -CHECK_UPDATES  # updates: the first learned from together is looked at
         self._held: dict[str, Any] = {}
 
     def specs(self) -> dict[str, SampleSpec]:
@@ -109,6 +129,9 @@ class ServiceLearner:
         """
         for replay in self.replays.values():
             replay.use(shards)
+        if self.collective is None:
+            self.collective = self.followers.gather(self.learner, self.kind)
+        self.followers.hand_over(shards, self._word())
         self.publisher.use(board)
         until = time.monotonic() + seconds
         known_lost = self._lost()
@@ -131,7 +154,7 @@ class ServiceLearner:
         return ServiceReport(self._row(), self.restored_updates, steps, lost, board_lost, notes, self.done)
 
     def _lost(self) -> set[int]:
-        return set().union(*(r.lost for r in self.replays.values()))
+        return set().union(self.followers.lost, *(r.lost for r in self.replays.values()))
 
     def _turn(self) -> None:
         """Ask, take what has come, learn from every draw that is whole."""
@@ -139,20 +162,44 @@ class ServiceLearner:
         for policy_id, replay in self.replays.items():
             ask = replay.pump if self.learner.algorithms[policy_id].learns else replay.listen
             ask(beta, self.learner.algorithms[policy_id].updates)
+        self.followers.prepare(self._word())
         calls = [call for replay in self.replays.values() for call in replay.calls()]
+        calls += self.followers.calls()
         if not calls:
             time.sleep(0.02)
             return
-        ready, _ = ray.wait(calls, num_returns=1, timeout=0.1)
-        if ready and len(calls) > 1:
-            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-        came = set(ready)
+        came = arrived(calls, 0.1)
+        self.followers.settle(came)
         for policy_id, replay in self.replays.items():
             replay.settle([call for call in replay.calls() if call in came])
-            while (batch := replay.next_batch()) is not None and not self.done:
-                replay.pump(beta, self.learner.algorithms[policy_id].updates)  # the shards work while we do
-                priorities = self.learner.update(policy_id, batch, self.progress)
-                replay.write_back(batch.ids, priorities)
+            while replay.ready() and self.followers.ready(policy_id) and not self.done:
+                self._learn(policy_id, replay, beta)
+
+    def _learn(self, policy_id: str, replay: RemoteReplay, beta: float) -> None:
+        """Learn from the oldest draw, and have the others learn from theirs.
+
+        Raises: LearnerLost: one of the others has died meanwhile; or what it raised.
+        """
+        due = self.learner.updates - self._checked_at >= CHECK_UPDATES
+        word = self._word(policy_id, check=due)
+        self.followers.tell(word)
+        try:
+            batch = replay.next_batch(self.collective.largest if self.collective else None)
+            assert batch is not None
+            replay.pump(beta, self.learner.algorithms[policy_id].updates)  # the shards work while we do
+            priorities = self.learner.update(policy_id, batch, word.progress)
+            if due and self.collective:
+                self.collective.check_alike(parameters(self.learner.algorithms), self.learner.updates)
+                self._checked_at = self.learner.updates
+        except LearnerLost:
+            self.followers.say_why()
+            raise
+        replay.write_back(batch.ids, priorities)
+
+    def _word(self, learn: str | None = None, *, check: bool = False) -> Word:
+        """What the others are told of this moment."""
+        ahead = {policy_id: replay.ahead for policy_id, replay in self.replays.items()}
+        return Word(self.progress, self.recipe.replay.beta(self.progress), ahead, learn, check)
 
     def _weights(self) -> dict[str, Weights]:
         return self.learner.all_weights(self.progress)
@@ -171,10 +218,13 @@ class ServiceLearner:
             "agent_steps": max((r.agent_steps for r in self.replays.values()), default=0),
             "updates": self.learner.updates,
             "progress": self.progress,
-            "stale_priorities": sum(r.stale_priorities for r in self.replays.values()),
+            "stale_priorities": self.followers.stale_priorities
+            + sum(r.stale_priorities for r in self.replays.values()),
             "published_bytes": self.publisher.bytes_sent,
-            **{f"{p}/queued_draws": r.queued_draws for p, r in self.replays.items()},
+            **{f"{p}/queued_draws": r.ahead for p, r in self.replays.items()},
         }
+        if self.collective is not None:
+            row["all_reduce_s"] = self.collective.seconds
         row.update(pacing_row({p: r.pacing for p, r in self.replays.items()}))
         row.update(self.learner.metrics())
         return row

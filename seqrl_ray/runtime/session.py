@@ -29,7 +29,7 @@ from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.crew import Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.runtime.wire import unpack
+from seqrl_ray.runtime.wire import GONE, unpack
 from seqrl_ray.types import GroupSpec
 from seqrl_ray.types_env import EpisodeEnd
 
@@ -53,6 +53,8 @@ class Placement:
     """Ray options of shards that are processes of their own."""
     actor_labels: Mapping[str, str] = field(default_factory=dict)
     """What the nodes of actors and evaluators must have."""
+    learner_labels: Mapping[str, str] = field(default_factory=dict)
+    """What the nodes of learners beside the first must have."""
     elsewhere: tuple[str, ...] = ()
     """Ids of other nodes than the driver's on which checkpoints are written."""
     actors_here: int | None = None
@@ -388,8 +390,8 @@ class RaySession:
         if self._evaluator is None:
             self._evaluator = self.supervisor.make_evaluator(0.0)
         try:
-            weights, _ = unpack(ray.get(self.supervisor.board.pull.remote({})))
-        except RayActorError:
+            weights = unpack(ray.get(self.supervisor.board.pull.remote({}))).whole()
+        except GONE:
             return  # the wiring notices and refills the board; the next evaluation will find weights
         job = Job(POLICY, tuple(seeds))
         self._interim = (self._evaluator.play.remote(job, weights), job, dict(self.last))

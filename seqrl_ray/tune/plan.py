@@ -126,6 +126,10 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
             "population changes living runs, and RLlib freezes a run's configuration as it begins. Use "
             "scheduler.kind='asha' or 'none'."
         )
+    if base.learner.count > 1:
+        raise RecipeError(
+            f"learner.count={base.learner.count} in a sweep: a trial has one learner. Set learner.count=1."
+        )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
         raise RecipeError(
