@@ -107,9 +107,7 @@ class ImageEncoder(nn.Module):
 
 
 def as_float(obs: Tensor) -> Tensor:
-    """Return torch's default floats (float32) of the same shape; uint8 is scaled from [0, 255] to [0, 1], on
-    whatever device it is.
-    """
+    """Return torch's default floats of the same shape and device; uint8 goes from [0, 255] to [0, 1]."""
     kind = torch.get_default_dtype()
     if obs.dtype == torch.uint8:
         return obs.to(kind) / 255.0
