@@ -109,11 +109,10 @@ def _known_keys(cls: type[BaseModel], path: list[str]) -> list[str]:
     current: type[BaseModel] = cls
     for part in path:
         info = current.model_fields.get(part)
-        current = next(iter(_inside(info.annotation if info else None)), current)
+        if info is None:
+            continue
+        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            current = nested[0]
     return list(current.model_fields)
-
-
-def _inside(hint: Any) -> list[type[BaseModel]]:
-    """Settings classes that a type is made of, e.g. of `list[A] | None`."""
-    here = [hint] if isinstance(hint, type) and issubclass(hint, BaseModel) else []
-    return here + [cls for part in get_args(hint) for cls in _inside(part)]

@@ -15,8 +15,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pydantic
 import yaml
 
 from seqrl_ray.cluster.aws import AwsNode
@@ -137,7 +138,7 @@ def problems_of(config: Config) -> Iterator[str]:
     for name, node_type in full["available_node_types"].items():
         where = f"available_node_types.{name}.node_config"
         try:
-            nodes[name] = parse(NODE_SETTINGS[kind], node_type["node_config"], where)
+            nodes[name] = _node(NODE_SETTINGS[kind], node_type["node_config"], where)
         except RecipeError as error:
             yield str(error)
     yield from _open(full)
@@ -146,6 +147,34 @@ def problems_of(config: Config) -> Iterator[str]:
     yield from _labels(full, nodes)
     if kind in OF_PROVIDER:
         yield from OF_PROVIDER[kind](full, nodes)
+
+
+def _node(cls: type[Settings], table: Config, where: str) -> Settings:
+    """Read a `node_config`. Raises: RecipeError: one line; a key that does not exist hears its neighbours."""
+    try:
+        return cls.model_validate(table)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] != "extra_forbidden":
+            return parse(cls, table, where)  # which says it
+        *path, name = (str(part) for part in first["loc"])
+        here = cls
+        for part in path:
+            info = here.model_fields.get(part)
+            here = next(_inside(info.annotation), here) if info else here
+        known = sorted(here.model_fields)
+        raise RecipeError(
+            f"{'.'.join([where, *path, name])} is not a setting.{did_you_mean(name, known)} "
+            f"Known here: {', '.join(known)}."
+        ) from None
+
+
+def _inside(hint: Any) -> Iterator[type[Settings]]:
+    """Settings classes that a type is made of, e.g. of `list[A] | None`."""
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        yield hint
+    for part in get_args(hint):
+        yield from _inside(part)
 
 
 # ----------------------------------------------------------------------------------------------- Ray's frame

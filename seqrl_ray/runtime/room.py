@@ -133,4 +133,5 @@ def _amount(now: Sequence[Nodes], grown: Sequence[Nodes], selector: Mapping[str,
 def waits_for_room(actor: Any) -> bool:
     """Whether an actor has no process yet, because no node has room for it, or the node is being started."""
     info = gcs.actor_table(actor._actor_id.hex())
-    return info.get("State") == "PENDING_CREATION" and info["Address"]["NodeID"] == ray.NodeID.nil().hex()
+    node = info["Address"]["NodeID"] if info else ""
+    return info.get("State") == "PENDING_CREATION" and not node.strip("f")  # none, or Ray's nil

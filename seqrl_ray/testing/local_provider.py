@@ -6,8 +6,11 @@
 
 With it the launcher, the autoscaler and the commands around them (`ray up`, `exec`, `down`,
 `kill-random-node`) do all that they do in a cloud, except asking one: `cluster/local.yaml` is such a file.
-Keys of `provider` beside those: `folder` (default: one per user and cluster name under the temporary folder),
-`subnet` (default 127.0.1), `env` (variables of every process on every node).
+Keys of `provider` beside those: `folder` (default: one per user and cluster name under the temporary
+folder), `subnet` (default 127.0.1), `env` (variables of every process on every node). Commands find their
+node's address in `SEQRL_NODE_IP` and a folder for `ray start --temp-dir` in `SEQRL_RAY_FOLDER`; both must be
+given to `ray start`, or it would take the machine's own address, and workers that start together each
+other's sockets.
 
 Two things differ from a machine of one's own, and are taken care of here. Every node sees the same files, so
 `~` is a folder of the node and only paths under it can be copied to. And `ray stop` would end every Ray of

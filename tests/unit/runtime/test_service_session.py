@@ -77,6 +77,7 @@ class Hires:
 def session(monkeypatch, tmp_path):
     monkeypatch.setattr(service.ray, "get", get)
     monkeypatch.setattr(service.ray, "wait", wait)
+    monkeypatch.setattr(service, "waits_for_room", lambda actor: False)
     monkeypatch.setattr(Supervisor, "end", lambda self, actor: None)
     made = object.__new__(ServiceSession)
     made.recipe = recipe_of("replay.shards=2", "actors.count=2", "actors.hang_timeout_s=5")
@@ -87,6 +88,7 @@ def session(monkeypatch, tmp_path):
     made.placement = SimpleNamespace(watch_nodes=False)
     made.crew = Crew(made.recipe, cpus=1.0, watch=False)
     made.spread, made._sends_to, made.node_losses = Spread(2), {}, {}
+    made.supervisor.actors = dict.fromkeys(range(4), Process(pid=1))
     made._mended, made.actor_deaths, made._started = [], {}, time.monotonic()
     made._shards = {0: Process(pid=1), 1: Process(pid=1)}
     made._shard_lives, made._shard_steps = {0: 0, 1: 0}, {0: 100, 1: 100}
@@ -113,6 +115,18 @@ def test_only_an_actor_that_has_not_answered_is_silent(session):
     session._look_for_silence()
     assert session.buried == [(1, "hung")]
     assert sorted(s.actor for s in session._calls.values()) == [0, 2]
+
+
+def test_an_actor_that_no_node_has_room_for_is_not_silent(session, monkeypatch):
+    monkeypatch.setattr(service, "waits_for_room", lambda actor: True)
+    session._heard = set()
+    long_ago = time.monotonic() - 1000.0
+    session._calls = {Call(ready=False): _Stretch(0, 0, 0, long_ago)}
+    session._look_for_silence()
+    monkeypatch.setattr(service, "waits_for_room", lambda actor: False)
+    session._look_for_silence()  # its time runs from when it was last seen to have no room
+    assert session.buried == []
+    assert [s.sent_at > long_ago for s in session._calls.values()] == [True]
 
 
 def test_an_actor_that_has_never_answered_has_time_to_start(session):
