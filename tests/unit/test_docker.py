@@ -205,7 +205,7 @@ def test_pip_installs_exact_versions():
     assert len(calls) == 5
     for call in calls:
         assert call.strip().endswith("-c constraints.txt"), call
-    assert {"torch", "ray", "hatchling", "prometheus_client", "opencensus"} <= PINS
+    assert {"torch", "ray", "hatchling", "tomlkit", "prometheus_client", "opencensus"} <= PINS
     wheels = [line for line in instructions() if "pip wheel" in line]
     assert len(wheels) == 1 and "--no-build-isolation" in wheels[0]
 
