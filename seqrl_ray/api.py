@@ -1,6 +1,7 @@
 """What the command line does, as Python functions of the same shape: `from seqrl_ray import train, evaluate`.
 
-Nothing heavy is imported before a function needs it.
+Nothing heavy is imported before a function needs it. Longer than most files: every function says here what
+its arguments are.
 """
 
 from __future__ import annotations

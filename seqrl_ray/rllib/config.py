@@ -169,6 +169,8 @@ def base_config(name: str, settings: RllibSettings) -> Config:
     for field, given in settings.config.items():
         _check_field(config, field, given, known)
     config.update_from_dict({k: _value(config, k, v) for k, v in settings.config.items()})
+    if hasattr(config, "actor_lr") and "lr" not in settings.config:
+        config.lr = None  # CQL's own default breaks the rule that its own check has for it
     return config
 
 

@@ -72,7 +72,7 @@ class DatasetBatches(OfflineData):
         self._connector: Any = None
         # What RLlib's Algorithm sets and reads here:
         self.iter_batches_kwargs: dict[str, Any] = {}
-        self.learner_handles: list[Any] = []
+        self.learner_handles: Any = []
         self.module_spec = self.spaces = self.locality_hints = None
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> list[DatasetBatches]:
