@@ -138,7 +138,7 @@ def make_config(
     config.debugging(seed=recipe.seed, log_level="ERROR")
     config.callbacks(EpisodeReports)
     _iteration(config, recipe, settings)
-    _policies(config, settings, groups)
+    _policies(config, settings, groups, modules_of(name, groups))
     _multi_agent_replay(config, groups)
     _validated(config, recipe)
     return config
@@ -169,6 +169,8 @@ def base_config(name: str, settings: RllibSettings) -> Config:
     for field, given in settings.config.items():
         _check_field(config, field, given, known)
     config.update_from_dict({k: _value(config, k, v) for k, v in settings.config.items()})
+    if hasattr(config, "actor_lr") and "lr" not in settings.config:
+        config.lr = None  # CQL's own default breaks the rule that its own check has for it
     return config
 
 
@@ -195,9 +197,15 @@ def model_config(settings: RllibSettings) -> dict[str, Any]:
     return {k: None if v == NONE else v for k, v in settings.model.items()}
 
 
-def module_of(policy_id: str, groups: Mapping[str, GroupSpec]) -> str:
-    """Return RLlib's name of a policy: a single-agent run has one, with RLlib's own name."""
-    return str(DEFAULT_MODULE_ID) if single_agent(groups) else policy_id
+def modules_of(name: str, groups: Mapping[str, GroupSpec]) -> dict[str, str]:
+    """Return policy id -> RLlib's name of its network.
+
+    A run with one agent has one network, with RLlib's own name. So has one that learns from data, however
+    many agents made it: a stream of a dataset is one agent's.
+    """
+    if is_offline(name) or single_agent(groups):
+        return dict.fromkeys(groups, str(DEFAULT_MODULE_ID))
+    return {policy_id: policy_id for policy_id in groups}
 
 
 def module_spec(
@@ -223,10 +231,12 @@ def module_spec(
     return spec
 
 
-def _policies(config: Config, settings: RllibSettings, groups: Mapping[str, GroupSpec]) -> None:
+def _policies(
+    config: Config, settings: RllibSettings, groups: Mapping[str, GroupSpec], modules: Mapping[str, str]
+) -> None:
     """Tell RLlib who drives whom, with which network."""
-    specs = {module_of(p, groups): module_spec(config, settings, group) for p, group in groups.items()}
-    if single_agent(groups):
+    specs = {modules[p]: module_spec(config, settings, group) for p, group in groups.items()}
+    if set(specs) == {DEFAULT_MODULE_ID}:
         (spec,) = specs.values()
         config.rl_module(rl_module_spec=spec)
         config.environment(observation_space=spec.observation_space, action_space=spec.action_space)

@@ -72,26 +72,29 @@ class DatasetBatches(OfflineData):
         self._connector: Any = None
         # What RLlib's Algorithm sets and reads here:
         self.iter_batches_kwargs: dict[str, Any] = {}
-        self.learner_handles: list[Any] = []
+        self.learner_handles: Any = []
         self.module_spec = self.spaces = self.locality_hints = None
 
-    def sample(self, num_samples: int, **kwargs: Any) -> list[DatasetBatches]:
+    def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> list[DatasetBatches]:
         """Return the iterators of the learners: there is one learner."""
         return [self]
 
-    def iter_torch_batches(self, *, batch_size: int, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    def iter_torch_batches(
+        self, *, batch_size: int, device: Any = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
         """Yield minibatches without end: flat name -> tensor, as RLlib's learner takes them from Ray Data."""
+        if self._connector is None:
+            self._connector = self._config.build_learner_connector(
+                input_observation_space=observation_space(self._group),
+                input_action_space=action_space(self._group),
+                device=device,
+            )
         while True:
             episodes = self._episodes_of(batch_size) if self._whole else self._steps_of(batch_size)
             yield self._through_connector(episodes)
 
     def _through_connector(self, episodes: list[SingleAgentEpisode]) -> dict[str, Any]:
         (learner,) = self.learner_handles
-        if self._connector is None:
-            self._connector = self._config.build_learner_connector(
-                input_observation_space=observation_space(self._group),
-                input_action_space=action_space(self._group),
-            )
         batch = self._connector(
             rl_module=learner.module, batch={}, episodes=episodes, shared_data={}, metrics=None
         )

@@ -46,7 +46,7 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
     env, groups = _look(recipe)
     make_config(recipe, groups, runners=recipe.actors.count)
     data_returns = None
-    if is_offline(recipe.algorithm["name"]):
+    if recipe.data is not None:
         data_returns = open_for(recipe, groups).return_range()
     policies = {
         policy_id: RllibPolicy(recipe.algorithm["name"], settings_of(recipe), group)
@@ -76,7 +76,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse what the bridge has not. Raises: RecipeError."""
     name = recipe.algorithm["name"]
     kinds, data = [phase.kind for phase in recipe.phase], recipe.data is not None
-    if (kinds, data) != ((["offline"], True) if is_offline(name) else (["online"], False)):
+    if kinds != (["offline"] if is_offline(name) else ["online"]) or (data and not is_offline(name)):
         own = (
             'learns from data alone. Give [data], and one [[phase]] of kind "offline"'
             if is_offline(name)

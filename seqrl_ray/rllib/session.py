@@ -33,7 +33,7 @@ from seqrl_ray.loops.trainer import Finished
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.rllib.acting import flat
 from seqrl_ray.rllib.callbacks import EPISODES, UPDATES
-from seqrl_ray.rllib.config import is_offline, make_config, module_of
+from seqrl_ray.rllib.config import is_offline, make_config, modules_of
 from seqrl_ray.rllib.judging import Judges, failure_of
 from seqrl_ray.rllib.preflight import groups_of, unused_keys
 from seqrl_ray.rllib.state import learner_state, restore_learner
@@ -97,6 +97,8 @@ class RllibSession:
             room = replace(room, runners=0)  # nobody acts
         self.recipe, self.room = recipe, room
         self.groups = groups_of(recipe)
+        self.modules = modules_of(recipe.algorithm["name"], self.groups)
+        """Policy id -> RLlib's name of its network."""
         self.lag = LagCounter()
         self.budget = Budget(recipe.actors.max_restarts_per_10_min)
         self.counts = dict.fromkeys(("env_steps", "agent_steps", "updates", "episodes", "iterations"), 0)
@@ -213,7 +215,7 @@ class RllibSession:
     def _take_losses(self, learners: Mapping[str, Any]) -> None:
         """Keep the newest losses under our policies' names; raise DivergedError if one is lost."""
         for policy_id in self.groups:
-            found = learners.get(module_of(policy_id, self.groups), {})
+            found = learners.get(self.modules[policy_id], {})
             for name, value in found.items():
                 if isinstance(value, Mapping | list | str) or "lifetime" in name or "throughput" in name:
                     continue
@@ -294,9 +296,7 @@ class RllibSession:
         found = self.algorithm.learner_group.get_state(components="learner/rl_module", inference_only=True)
         modules = found["learner"]["rl_module"]
         updates, progress = self.counts["updates"], self.progress
-        return {
-            p: Weights(p, 0, updates, flat(modules[module_of(p, self.groups)]), progress) for p in self.groups
-        }
+        return {p: Weights(p, 0, updates, flat(modules[self.modules[p]]), progress) for p in self.groups}
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint of the moment between two iterations; it exists when this returns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rllib_world import group_of, recipe_of
 
-from seqrl_ray import api
+from seqrl_ray import api, check
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.rllib.config import fields, make_config, model_config, settings_of
 from seqrl_ray.rllib.preflight import check_recipe, groups_of, unused_keys
@@ -130,6 +130,14 @@ def test_keys_that_are_not_read_are_said():
 def test_none_stands_for_none():
     settings = settings_of(recipe_of("classic/cartpole", model={"conv_filters": "none"}))
     assert model_config(settings) == {"conv_filters": None}
+
+
+@pytest.mark.parametrize("name", ["classic/cartpole_ppo", "classic/key_to_door_rllib_bc"])
+def test_a_recipe_of_rllibs_can_be_checked(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no dataset here
+    found = check.check_recipe(name, steps=20)
+    assert found.ok, found.lines
+    assert "replay       RLlib's own, as [algorithm.config] says" in found.lines
 
 
 def test_the_local_loop_is_refused(tmp_path):
