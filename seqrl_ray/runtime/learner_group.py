@@ -157,6 +157,7 @@ class Follower:
         if word.learn is not None:
             self._learn(word.learn, word)
             left[word.learn] -= 1
+        self._settle(0.0)
         until = time.monotonic() + WAIT_S
         while any(left[p] and not replay.ready() for p, replay in self.replays.items()):
             self._settle(max(0.0, until - time.monotonic()))
