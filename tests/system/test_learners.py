@@ -41,7 +41,6 @@ def test_two_learners_train_one_policy_and_count_each_batch_once(ray_here, tmp_p
     drawn = sum(v for k, v in last.items() if k.endswith("sampled_items"))
     assert drawn == pytest.approx(sampled, abs=2 * 4 * 32)  # the shards gave as many as the leader counted
     assert last["all_reduce_s"] > 0
-    assert summary["policy_lag"]["p50"] >= 0
     with capsys.disabled():
         share = last["all_reduce_s"] / summary["train_s"]
         print(
@@ -50,6 +49,7 @@ def test_two_learners_train_one_policy_and_count_each_batch_once(ray_here, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_learners(ray_here, tmp_path):
     run = tmp_path / "run"
     first = train(run, *TWO, "stop.env_steps=2500")
