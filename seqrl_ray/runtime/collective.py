@@ -87,9 +87,10 @@ class Collective:
         self._buffer = torch.zeros(0)
         patience = timedelta(seconds=patience_s)
         try:
-            self._group: Any = _gloo(store, rank, learners, host, patience)
             if kind == "nccl":
-                self._group = _nccl(store, rank, learners, patience)
+                self._group: Any = _nccl(store, rank, learners, patience)
+            else:
+                self._group = _gloo(store, rank, learners, host, patience)
         except RuntimeError as error:
             raise LearnerLost(f"the {learners} learners did not come together: {error}") from error
 

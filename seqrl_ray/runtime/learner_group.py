@@ -157,6 +157,7 @@ class Follower:
         if word.learn is not None:
             self._learn(word.learn, word)
             left[word.learn] -= 1
+        self._settle(0.0)
         until = time.monotonic() + WAIT_S
         while any(left[p] and not replay.ready() for p, replay in self.replays.items()):
             self._settle(max(0.0, until - time.monotonic()))
@@ -194,6 +195,14 @@ class Followers:
         self._told: dict[int, deque[tuple[Any, Word]]] = {rank: deque() for rank in self._handles}
         self._said: dict[int, Said] = {rank: Said({}, frozenset(), 0) for rank in self._handles}
         self._shards: Mapping[int, Any] = {}
+        self._starts: dict[int, Any] = {}
+
+    def started(self, timeout_s: float) -> bool:
+        """Whether all stand, within this time: a cluster may have to make room for them first."""
+        if len(self._starts) < len(self._handles):
+            self._starts = {rank: follower.pid.remote() for rank, follower in self._handles.items()}
+        calls = list(self._starts.values())
+        return not calls or not ray.wait(calls, num_returns=len(calls), timeout=timeout_s)[1]
 
     @property
     def lost(self) -> set[int]:
@@ -206,14 +215,15 @@ class Followers:
         return sum(said.stale_priorities for said in self._said.values())
 
     def gather(self, learner: Learner, kind: Kind) -> Collective | None:
-        """Form the group around the leader, all with its state; None where it is alone.
+        """Form the group around the leader once all have `started`; all with its state. None where it is
+        alone.
 
         Raises: LearnerLost: a follower died meanwhile; or what its constructor raised.
         """
         if not self._handles:
             return None
         learners, host = len(self._handles) + 1, _own_address()
-        self._answers({rank: follower.pid.remote() for rank, follower in self._handles.items()})
+        self._answers(self._starts)
         store, state = open_store(host), ray.put(learner.state())
         joins = {
             rank: follower.join.remote(host, store.port, kind, state)

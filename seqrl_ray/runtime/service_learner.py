@@ -24,6 +24,7 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.collective import Collective, Kind, LearnerLost
 from seqrl_ray.runtime.learner_group import CHECK_UPDATES, LEARNER, Followers, Word, arrived
 from seqrl_ray.runtime.remote_replay import RemoteReplay
+from seqrl_ray.runtime.supervisor import START_S
 from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import GONE
 from seqrl_ray.types import GroupSpec, SampleSpec, Weights
@@ -129,10 +130,13 @@ class ServiceLearner:
         """
         for replay in self.replays.values():
             replay.use(shards)
+        self.publisher.use(board)
         if self.collective is None:
+            if not self.followers.started(START_S):
+                wanted = self.recipe.learner.count
+                return self._report([f"waiting for all {wanted} learners to start: is there room for them?"])
             self.collective = self.followers.gather(self.learner, self.kind)
         self.followers.hand_over(shards, self._word())
-        self.publisher.use(board)
         until = time.monotonic() + seconds
         known_lost = self._lost()
         board_lost = False
@@ -146,8 +150,10 @@ class ServiceLearner:
             board_lost = board_lost or self.publisher.publish(self._weights)
         if self.done:
             board_lost = board_lost or self.publisher.publish(self._weights, now=True)
-        lost, notes = sorted(self._lost()), compiling.take_notes()
-        steps: dict[int, int] = {}
+        return self._report(compiling.take_notes(), board_lost=board_lost)
+
+    def _report(self, notes: list[str], *, board_lost: bool = False) -> ServiceReport:
+        lost, steps = sorted(self._lost()), dict[int, int]()
         for replay in self.replays.values():
             for index, counted in replay.counts().items():
                 steps[index] = max(counted, steps.get(index, 0))

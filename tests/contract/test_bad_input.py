@@ -41,9 +41,8 @@ constant = 1
 """
 SHIPPED = ", ".join(shipped())
 LEARNER_KEYS = (
-    "batch_size, checkpoint_every_s, compile, device, keep_checkpoints, max_policy_lag_updates, num_gpus, "
-    "prefetch, "
-    "publish_every_s, report_every_s, threads, updates_per_call"
+    "batch_size, checkpoint_every_s, compile, count, device, keep_checkpoints, max_policy_lag_updates, "
+    "num_gpus, prefetch, publish_every_s, report_every_s, threads, updates_per_call"
 )
 TOP_KEYS = (
     "actors, algorithm, data, description, env, evaluation, folder, learner, name, phase, policies, "
@@ -134,6 +133,32 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
     "unknown key": (
         ["mine.toml", "lerner.batch_size=3"],
         f'lerner is not a setting. Did you mean "learner"? Known here: {TOP_KEYS}.',
+    ),
+    "learners whose parts would differ": (
+        ["mine.toml", "learner.count=3"],
+        "learner.batch_size=64 is not a multiple of learner.count=3: the learners' parts of a batch would "
+        "differ. Change one of them.",
+    ),
+    "several learners, compiled": (
+        ["mine.toml", "learner.count=2", "learner.compile=on"],
+        "learner.compile='on' with learner.count=2: every update adds gradients up over the learners, and a "
+        "graph of several updates has no place for that. Set it to 'auto' or 'off', or learner.count=1.",
+    ),
+    "several learners, colocated": (
+        ["mine.toml", "learner.count=2", "replay.wiring=colocated"],
+        "learner.count=2 with replay.wiring='colocated', [data] or alternating: the shard is one learner's "
+        "own there, others could not draw from it. Set learner.count=1, or use the service wiring and an "
+        "online phase.",
+    ),
+    "several learners, one process": (
+        ["mine.toml", "learner.count=2", "--local"],
+        "learner.count=2 in the local loop: one process has one learner. Set learner.count=1, or run without "
+        "--local.",
+    ),
+    "several learners, nothing to learn": (
+        ["mine.toml", "algorithm.name=random", "learner.count=2"],
+        "learner.count=2 does not fit Random (policies.shared): it takes no gradient steps that could be "
+        "shared. Set learner.count=1.",
     ),
     "unknown nested key": (
         ["mine.toml", "learner.batchsize=3"],

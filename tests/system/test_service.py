@@ -18,7 +18,7 @@ from seqrl_ray.recipe import find
 from seqrl_ray.runtime.actor import RolloutActor
 from seqrl_ray.runtime.launch import open_session
 from seqrl_ray.runtime.replay_service import ShardServer
-from seqrl_ray.runtime.wire import pack_fragment
+from seqrl_ray.runtime.wire import INLINE_BYTES, pack_fragment
 from tests.system.runs import SMALL
 from tests.unit.runtime.service_world import GROUPS, SPECS, fragment, recipe_of
 
@@ -183,3 +183,34 @@ def test_a_second_death_while_mending_is_mended_too(session, monkeypatch):
     assert len(made) == 2
     assert len(session.supervisor.budget.deaths) == 2
     assert row["env_steps"] > 0
+
+
+def test_no_actor_waits_for_weights(ray_here):
+    """A board that has stopped answering costs no step: actors go on with the weights they have."""
+    from seqrl_ray.loops.build import algorithms
+    from seqrl_ray.runtime.weight_board import WeightBoard
+    from seqrl_ray.types import Weights
+
+    recipe = recipe_of(
+        "algorithm.hidden=[256, 256]", "learner.publish_every_s=0.05", "replay.min_items=100000"
+    )
+    flat = algorithms(recipe, GROUPS)["shared"].weights()
+    assert flat.nbytes > INLINE_BYTES  # such as go through the object store
+    board = ray.remote(WeightBoard).options(num_cpus=0).remote()
+    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(recipe, 0, 0)
+    groups = ray.get(actor.groups.remote())
+    shard = ray.remote(ShardServer).options(num_cpus=0).remote(recipe, groups, SPECS, 0, 0, None, None)
+    ray.get(shard.pid.remote())
+    ray.get(board.publish.remote({"shared": Weights("shared", 0, 1, flat)}))
+    assert ray.get(actor.run_for.remote(1.0, shard, board)).env_steps > 0
+    pid = ray.get(board.pid.remote())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            report = ray.get(actor.run_for.remote(0.5, shard, board), timeout=60)
+            assert report.env_steps > 0
+            assert not report.board_lost
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for process in (board, actor, shard):
+        ray.kill(process)

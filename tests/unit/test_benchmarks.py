@@ -141,3 +141,12 @@ def test_overlap_does_the_same_work_either_way() -> None:
         assert contestant["updates_per_env_step"] == pytest.approx(wanted, rel=0.7)  # stretches cut episodes
     assert contestants["overlapped"]["policy_lag"]["p95"] > 0
     assert all(value > 0.0 for ratio in section["ratios"].values() for value in ratio.values())
+
+
+@pytest.mark.slow
+def test_learners_compares_two_halves_with_a_whole() -> None:
+    section = run_benchmark("learners", ["--quick", "--section", "small"])["sections"]["small"]
+    assert section["contestants"]["one"]["collective_ms"] == 0.0
+    two = section["contestants"]["two"]
+    assert 0.0 < two["collective_ms"] < two["update_ms"]
+    assert section["ratios"]["two/one"] > 0.0
