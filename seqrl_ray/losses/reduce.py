@@ -37,6 +37,6 @@ def weighted_sum(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> t
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return the weighted sum over the number of valid elements, 0 of none; arguments as in `weighted_sum`."""
+    """Return the weighted sum over the number of valid elements, 0 of none; arguments: see `weighted_sum`."""
     total, count = weighted_sum(loss, weight, valid)
     return total / count.clamp(min=1)  # []

@@ -134,14 +134,17 @@ class ColocatedSession(RaySession):
         death = Death("learner", self.at_s(), diverged=diverged(error))
         report: LearnerReport | None = None
         while report is None:
-            self.supervisor.count("learner", error)
+            if not self.went_with_its_node([self._learner]):
+                self.supervisor.count("learner", error)
             self.supervisor.end(self._learner)
             found = checkpoints.complete(self.root)
             self.epoch += 1
             self._learner = self._make_learner(found[-1] if found else None)
             everyone = {i: (actor, self.awaited(i)) for i, actor in self.supervisor.actors.items()}
             try:
-                report = ray.get(self._learner.run_for.remote(seconds, everyone, self.supervisor.board))
+                orders = (0, self.crew.leaving, self.crew.unplaced)
+                call = self._learner.run_for.remote(seconds, everyone, self.supervisor.board, *orders)
+                report = ray.get(call)
             except (RayTaskError, RayActorError) as again:
                 error = again
         death.lost_steps = max(0, self.last["env_steps"] - report.restored["env_steps"])
@@ -191,9 +194,7 @@ class ColocatedSession(RaySession):
         found: list[Any] = self._asked("learned")
         return found
 
-    def adopt(
-        self, learned: list[Any] | None, *, replay: Replay = "keep", donor: Path | None = None
-    ) -> None:
+    def adopt(self, learned: list[Any] | None, *, replay: Replay = "keep", donor: Path | None = None) -> None:
         """Go on from what another run's `learned()` refers to; see `seqrl_ray.loops.living`.
 
         Raises: ray.exceptions.ObjectLostError: the run that `learned` is of has gone, and it with it.

@@ -27,7 +27,7 @@ from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.nodes import Node
 
 ASKED = "actors.json"
-"""In the run folder: {"least", "most"} that a person asked for."""
+"""In the run folder: {"least", "most"} that a person asked for, and the range "of" the run asked."""
 
 POLL_S = 2.0
 """How often the cluster is looked at."""
@@ -51,6 +51,8 @@ class Member:
     """When it was made."""
     node: str | None = None
     """Where it stands; None: it waits for room, or nobody has looked yet."""
+    placed_at: float = math.inf
+    """When it was first seen to stand somewhere."""
     leaving: bool = False
 
 
@@ -97,13 +99,14 @@ class Crew:
         self._asked_at = 0.0
         self._next_look = 0.0
         self._joined_at = time.monotonic()
+        self._notes: list[str] = []
         self._told_waiting = False
         self._told_draining: set[str] = set()
         self._autoscales = False
 
     def first(self) -> range:
         """Return the actors that a session begins with."""
-        self._read_asked()
+        self._notes = self._read_asked()
         return range(self.least if self.watch else self._target(0, 0))
 
     def joined(self, index: int, handle: Any) -> None:
@@ -131,9 +134,18 @@ class Crew:
         """Actors that stand somewhere."""
         return len(self.members) - len(self.unplaced)
 
+    def placed_at(self, index: int) -> float:
+        """Return since when an actor stands somewhere; infinite: it waits for room, which is not silence."""
+        member = self.members.get(index)
+        if not self.watch or member is None:
+            return -math.inf
+        self._node_of(member)
+        return member.placed_at
+
     def places(self) -> dict[int, tuple[int, int]]:
-        """Return actor -> (rank, of how many): exploration spreads over those who stay."""
-        staying = sorted(i for i, member in self.members.items() if not member.leaving)
+        """Return actor -> (rank, of how many): exploration spreads over those who act and stay."""
+        waits = self.unplaced
+        staying = sorted(i for i, m in self.members.items() if not m.leaving and i not in waits)
         return {index: (rank, len(staying)) for rank, index in enumerate(staying)}
 
     def lost_node(self, index: int) -> str | None:
@@ -154,6 +166,8 @@ class Crew:
     def _node_of(self, member: Member) -> str | None:
         if member.node is None:
             member.node = nodes.place_of(member.handle).node_id
+            if member.node is not None:
+                member.placed_at = time.monotonic()
         return member.node
 
     def _staying(self) -> list[int]:
@@ -165,11 +179,11 @@ class Crew:
         if now < self._next_look:
             return Orders()
         self._next_look = now + POLL_S
-        notes = self._read_asked()
         try:
             alive = nodes.look() if self.watch else {}
         except RaySystemError:
             return Orders()  # the head does not answer: Ray waits for it, and so do we
+        notes, self._notes = self._notes + self._read_asked(), []
         self._autoscales = nodes.autoscales(alive.values())
         notes += self._leave_draining(alive)
         unplaced = self.unplaced
@@ -245,6 +259,8 @@ class Crew:
             return []
         self._asked_at = path.stat().st_mtime
         asked = json.loads(path.read_text(encoding="utf-8"))
+        if asked["of"] != list(self.allowed):  # the run was resumed with another range since
+            return []
         self.most = max(1, min(int(asked["most"]), self.allowed[1]))
         self.least = max(1, min(int(asked["least"]), self.most))
         return [f"asked for {self.least} to {self.most} actors"]
@@ -265,6 +281,7 @@ def ask(run: Path, recipe: Recipe, least: int, most: int) -> None:
             "actors.in_flight=1: a lock-step run is a function of its seed, and nobody may change the number "
             "of its actors. Resume it with actors.in_flight=2."
         )
+    wish = {"least": least, "most": most, "of": [recipe.actors.count, recipe.actors.most]}
     partial = run / f"{ASKED}.partial"
-    partial.write_text(json.dumps({"least": least, "most": most}), encoding="utf-8")
+    partial.write_text(json.dumps(wish), encoding="utf-8")
     partial.replace(run / ASKED)

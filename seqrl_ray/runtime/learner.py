@@ -22,7 +22,6 @@ from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.learner import Learner
 from seqrl_ray.loops.trainer import Finished, make_trainer
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start
 from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
@@ -190,19 +189,15 @@ class RemoteSource:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + 1.0
+        if self.unplaced:  # their time runs from when they have room
+            now = time.monotonic()
+            self._calls = {c: (i, now if i in self.unplaced else at) for c, (i, at) in self._calls.items()}
         oldest: dict[int, float] = {}
         for index, sent in self._calls.values():
             oldest[index] = min(sent, oldest.get(index, sent))
         for index, sent in oldest.items():
-            if index in self.unplaced:
-                continue
             patience = self.recipe.actors.hang_timeout_s + (0.0 if index in self._heard else START_S)
-            if time.monotonic() - sent <= patience or index not in self.actors:
-                continue
-            if index not in self._heard and waits_for_room(self.actors[index]):  # its start has not begun
-                now = time.monotonic()
-                self._calls = {c: (i, now if i == index else at) for c, (i, at) in self._calls.items()}
-            else:
+            if time.monotonic() - sent > patience and index in self.actors:
                 self._drop(Lost(index, "hung", application_error=False))
 
     def look_who_left(self) -> None:

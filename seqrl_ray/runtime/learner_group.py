@@ -223,13 +223,19 @@ class Followers:
         if not self._handles:
             return None
         learners, host = len(self._handles) + 1, _own_address()
+        kind = kind if torch.device(learner.device).type == "cuda" else "gloo"
         self._answers(self._starts)
         store, state = open_store(host), ray.put(learner.state())
         joins = {
             rank: follower.join.remote(host, store.port, kind, state)
             for rank, follower in self._handles.items()
         }
-        collective = Collective(store, 0, learners, kind=kind, host=host, device=learner.device)
+        try:
+            collective = Collective(store, 0, learners, kind=kind, host=host, device=learner.device)
+        except LearnerLost:
+            came = arrived(list(joins.values()), REASON_S)
+            self._answers({rank: call for rank, call in joins.items() if call in came})  # why, if one knows
+            raise
         self._answers(joins)
         learner.share(Part(0, learners), collective.add_up)
         return collective
@@ -280,8 +286,18 @@ class Followers:
                 (self._said[rank],) = self._answers({rank: call})
 
     def say_why(self) -> None:
-        """After a collective broke: raise what the followers know of it, if they know anything."""
-        self.settle(arrived(self.calls(), REASON_S))
+        """After a collective broke: raise what the followers know of it, if they know anything; what one of
+        them raised itself before a mere loss of contact.
+        """
+        lost: LearnerLost | None = None
+        until = time.monotonic() + REASON_S
+        while came := arrived(self.calls(), max(0.0, until - time.monotonic())):
+            try:
+                self.settle(came)
+            except LearnerLost as error:
+                lost = lost or error
+        if lost is not None:
+            raise lost
 
     @staticmethod
     def _answers(calls: Mapping[int, Any]) -> list[Any]:

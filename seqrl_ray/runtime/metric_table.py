@@ -30,8 +30,8 @@ RUN = ("run", "seed")
 PREFIX = "ray_"
 """What Ray puts before the names."""
 
-PROCESSES = ("actor", "shard", "learner", "board", "evaluator")
-"""Kinds of process that may die and be replaced."""
+PROCESSES = ("actor", "shard", "learner", "board", "evaluator", "node")
+"""Kinds of process that may die and be replaced, and what may take several of them along."""
 
 
 @dataclass(frozen=True)

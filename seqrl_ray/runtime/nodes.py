@@ -12,7 +12,6 @@ then places nothing on it any more, and leaves what stands there alone until the
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,8 @@ from typing import Any
 import ray
 from ray._private.state import state as global_state
 from ray.exceptions import RaySystemError
+
+from seqrl_ray.recipe_labels import matches
 
 NODE_GROUP = "ray.io/node-group"
 """Ray's label for the kind of node that a launcher started."""
@@ -119,17 +120,6 @@ def room(nodes: Iterable[Node], cpus: float, selector: Mapping[str, str] | None 
     """Count the actors of `cpus` CPUs each that fit on nodes that are to stay (and carry the labels)."""
     fits = [n for n in nodes if not n.draining and matches(n.labels, selector or {})]
     return sum(int((n.free.get("CPU", 0.0) + 1e-9) / cpus) for n in fits)
-
-
-def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether labels satisfy a Ray label selector: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
-    for name, wanted in selector.items():
-        text = wanted.removeprefix("!")
-        listed = re.fullmatch(r"in\((.*)\)", text)
-        values = {v.strip() for v in (listed.group(1).split(",") if listed else [text])}
-        if (labels.get(name) in values) == wanted.startswith("!"):
-            return False
-    return True
 
 
 def autoscales(nodes: Iterable[Node]) -> bool:

@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import state as gcs
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.recipe_labels import matches
+from seqrl_ray.runtime.nodes import NODE_GROUP
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """Where `ray up` puts the cluster's file on its head; JSON, whatever it is called."""
 
 HEAD = "node:__internal_head__"
 """Ray's resource of the head node."""
-
-NODE_TYPE = "ray.io/node-group"
-"""Ray's label for the type a node was launched as."""
 
 READ_S = 60.0
 """How long the head may take to read a file."""
@@ -59,7 +56,7 @@ def to_come() -> list[Nodes]:
     for name, node_type in types.items():
         if name == config["head_node_type"] and len(types) > 1:
             continue
-        there = sum(node.labels.get(NODE_TYPE) == name for node in found)
+        there = sum(node.labels.get(NODE_GROUP) == name for node in found)
         count = max(0, min(left, int(node_type.get("max_workers", left)) - there))
         nodes.append(Nodes(node_type.get("labels") or {}, count * node_type["resources"].get("CPU", 0.0)))
     return nodes
@@ -128,10 +125,3 @@ def check_room(recipe: Recipe, threads: int, shards: int) -> bool:
 def _amount(now: Sequence[Nodes], grown: Sequence[Nodes], selector: Mapping[str, str] | None = None) -> str:
     has, most = cpus(now, selector), cpus(grown, selector)
     return f"{has:g}" if most == has else f"{has:g} and may grow to {most:g}"
-
-
-def waits_for_room(actor: Any) -> bool:
-    """Whether an actor has no process yet, because no node has room for it, or the node is being started."""
-    info = gcs.actor_table(actor._actor_id.hex())
-    node = info["Address"]["NodeID"] if info else ""
-    return info.get("State") == "PENDING_CREATION" and not node.strip("f")  # none, or Ray's nil

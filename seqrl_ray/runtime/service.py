@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from seqrl_ray.runtime.actor import ActorReport
 from seqrl_ray.runtime.collective import LearnerLost
 from seqrl_ray.runtime.learner_group import Follower
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
-from seqrl_ray.runtime.room import waits_for_room
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
 from seqrl_ray.runtime.spread import Spread
@@ -226,8 +225,8 @@ class ServiceSession(RaySession):
         return Advance(row, finished, failures, judged, notes, report.done, self.take_save_wanted())
 
     def keepers(self) -> list[Any]:
-        """Return learner and shards."""
-        return [self._learner, *self._shards.values()]
+        """Return learners and shards."""
+        return [self._learner, *self._followers, *self._shards.values()]
 
     def let_go(self, index: int) -> None:
         """End an actor that has left, or never began; nobody replaces it."""
@@ -311,19 +310,19 @@ class ServiceSession(RaySession):
         this process is to hear it.
         """
         now = time.monotonic()
-        late = [c for c, s in self._calls.items() if now - s.sent_at > self._patience(s.actor, s.last)]
-        if late:  # waiting for room on the cluster is not silence
-            unplaced = self.crew.unplaced
-            late = [c for c in late if self._calls[c].actor not in unplaced]
+        late = [c for c, s in self._calls.items() if self._is_late(s, s.sent_at, now)]
+        late = [c for c in late if self._is_late(self._calls[c], self._placed_at(c), now)]
         if not late:
             return
         _, silent = ray.wait(late, num_returns=len(late), timeout=0)
         for call in silent:
-            stretch = self._calls.pop(call)
-            if stretch.actor not in self._heard and waits_for_room(self.supervisor.actors[stretch.actor]):
-                self._calls[call] = replace(stretch, sent_at=now)  # its start has not begun
-            else:
-                self._bury(stretch.actor, "hung", application_error=False)
+            self._bury(self._calls.pop(call).actor, "hung", application_error=False)
+
+    def _placed_at(self, call: Any) -> float:
+        return self.crew.placed_at(self._calls[call].actor)  # waiting for room on the cluster is not silence
+
+    def _is_late(self, stretch: _Stretch, since: float, now: float) -> bool:
+        return now - since > self._patience(stretch.actor, stretch.last)
 
     def _patience(self, index: int, last: bool = False) -> float:
         stretch_s = FINISH_S if last else ACTOR_STRETCH_S
@@ -424,7 +423,9 @@ class ServiceSession(RaySession):
         death = Death("learner", self.at_s(), diverged=diverged(error))
         report: ServiceReport | None = None
         while report is None:
-            if isinstance(getattr(error, "cause", None), LearnerLost):
+            if self.went_with_its_node([self._learner, *self._followers]):
+                pass
+            elif isinstance(getattr(error, "cause", None), LearnerLost):
                 self.supervisor.budget.death("a learner")
             else:
                 self.supervisor.count("learner", error)

@@ -79,8 +79,8 @@ class NodeLoss:
     """A node that was lost with what stood on it; mended when training goes on without it."""
 
     death: Death
-    env_steps: int
-    """Of the run when it was noticed."""
+    env_steps: int | None = None
+    """Of the run in the first report since."""
     awaited: set[int] = field(default_factory=set)
     """Actors whose replacements have not been heard yet."""
 
@@ -136,6 +136,7 @@ class RaySession:
             watch=placement.watch_nodes,
             here=placement.actors_here,
             folder=root.parent,
+            selector=placement.actor_labels,
         )
         self.exact: set[int] = set()
         """Actors that go on inside their open episodes: in lock-step, where the checkpoint holds them."""
@@ -149,6 +150,7 @@ class RaySession:
         self.last = {"env_steps": 0, "updates": 0}
         self.actor_deaths: dict[int, Death] = {}
         self.node_losses: dict[str, NodeLoss] = {}
+        self._lost_nodes: set[str] = set()
         self.save_wanted = False
         """The learner's node is about to go: a checkpoint is wanted now."""
         self._notes: list[str] = []
@@ -177,6 +179,7 @@ class RaySession:
             self.has_joined(index, self.hire(index))
         if orders.ending:
             self._heed({node.node_id: node for node in orders.ending})
+        self.tell_places()  # some may have found room since
         self._notes += orders.notes
 
     def has_joined(self, index: int, actor: Any) -> None:
@@ -239,7 +242,9 @@ class RaySession:
     def mend_nodes(self) -> None:
         """Account for lost nodes without which training goes on."""
         for node_id, loss in list(self.node_losses.items()):
-            if not loss.awaited and self.last["env_steps"] > loss.env_steps:
+            if loss.env_steps is None:  # the row of this moment has steps from before the loss
+                loss.env_steps = self.last["env_steps"]
+            elif not loss.awaited and self.last["env_steps"] > loss.env_steps:
                 self.recovered(self.node_losses.pop(node_id).death)
 
     def take_notes(self) -> list[str]:
@@ -355,21 +360,28 @@ class RaySession:
 
     def _lose(self, node_id: str, lost_steps: int = 0) -> None:
         """Note that a node was lost; it counts once, however much stood there."""
-        if node_id not in self.node_losses:
+        if node_id not in self._lost_nodes:
+            self._lost_nodes.add(node_id)
             self.supervisor.budget.node_loss(node_id)
-            self.node_losses[node_id] = NodeLoss(Death("node", self.at_s()), self.last["env_steps"])
-        self.node_losses[node_id].death.lost_steps += lost_steps
+            self.node_losses[node_id] = NodeLoss(Death("node", self.at_s()))
+        if node_id in self.node_losses:
+            self.node_losses[node_id].death.lost_steps += lost_steps
 
     def count_death(self, what: str, process: Any) -> None:
         """Count the death of a process that is no actor: on its own account, or with its node.
 
         Raises: WorkerError: the run must not survive this.
         """
-        node_id = nodes.place_of(process).node_id if self.placement.watch_nodes else None
-        if node_id is not None and nodes.gone(node_id):
-            self._lose(node_id)
-        else:
+        if not self.went_with_its_node([process]):
             self.supervisor.budget.death(what)
+
+    def went_with_its_node(self, processes: Sequence[Any]) -> bool:
+        """Whether one of these processes went down with its node, whose loss is then noted."""
+        found = {nodes.place_of(process).node_id for process in processes if self.placement.watch_nodes}
+        lost = [node_id for node_id in found if node_id is not None and nodes.gone(node_id)]
+        for node_id in lost:
+            self._lose(node_id)
+        return bool(lost)
 
     def replace_board(self, publish: Callable[[Any], None]) -> None:
         """Start an empty board and have it filled."""
@@ -438,7 +450,8 @@ class RaySession:
         weights = checkpoints.acting_weights(newest) | before_acting(checkpoints.pretrained_weights(newest))
         workers = self.placement.workers
         if self.placement.watch_nodes:  # evaluators take the room that the present actors leave
-            workers = max(1, min(workers, self.crew.size))
+            room = self.crew.size * self.placement.actor_cpus / self.placement.evaluator_cpus
+            workers = max(1, min(workers, int(room)))
         self.close()
         jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)
 

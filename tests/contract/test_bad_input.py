@@ -41,8 +41,8 @@ constant = 1
 """
 SHIPPED = ", ".join(shipped())
 LEARNER_KEYS = (
-    "batch_size, checkpoint_every_s, compile, count, device, keep_checkpoints, max_policy_lag_updates, "
-    "num_gpus, prefetch, publish_every_s, report_every_s, threads, updates_per_call"
+    "batch_size, checkpoint_every_s, compile, count, device, keep_checkpoints, label_selector, "
+    "max_policy_lag_updates, num_gpus, prefetch, publish_every_s, report_every_s, threads, updates_per_call"
 )
 TOP_KEYS = (
     "actors, algorithm, data, description, env, evaluation, folder, learner, name, phase, policies, "

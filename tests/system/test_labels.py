@@ -13,7 +13,7 @@ from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_labels import matches
 from seqrl_ray.runtime import reserve
 from seqrl_ray.runtime.launch import connected, open_session, place
-from seqrl_ray.runtime.room import waits_for_room
+from seqrl_ray.runtime.nodes import place_of
 from tests.system.runs import SMALL
 
 pytestmark = pytest.mark.system
@@ -138,8 +138,8 @@ def test_an_actor_without_room_is_told_from_one_that_is_slow_to_start(cluster):
     slow, quick = Slow.remote(600.0), Slow.remote(0.0)
     ray.get(quick.ping.remote(), timeout=60)
     until = time.monotonic() + 60
-    while waits_for_room(slow) and time.monotonic() < until:
+    while place_of(slow).node_id is None and time.monotonic() < until:
         time.sleep(0.1)
-    assert [waits_for_room(actor) for actor in (nowhere, slow, quick)] == [True, False, False]
+    assert [place_of(actor).node_id is None for actor in (nowhere, slow, quick)] == [True, False, False]
     for actor in (nowhere, slow, quick):
         ray.kill(actor)

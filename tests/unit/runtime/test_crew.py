@@ -10,6 +10,7 @@ import pytest
 
 from seqrl_ray.api import read_recipe
 from seqrl_ray.errors import RecipeError, WorkerError
+from seqrl_ray.recipe_labels import matches
 from seqrl_ray.runtime import crew as module
 from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.crew import ASKED, SETTLE_S, UNPLACED_S, Crew, ask
@@ -181,11 +182,12 @@ def test_people_may_ask_for_another_number(world, tmp_path):
     session.after(SETTLE_S)
     assert session.crew.size == 3
     assert Session(world, "actors.count=[1,4]", folder=tmp_path).crew.most == 3  # a resumed run heeds it
+    assert Session(world, "actors.count=[1,5]", folder=tmp_path).crew.most == 5  # but not with another range
     with pytest.raises(RecipeError, match="5 to 5 actors for a run of 1 to 4"):
         ask(tmp_path, recipe, 5, 5)
     with pytest.raises(RecipeError, match="in_flight=1"):
         ask(tmp_path, read_recipe("classic/cartpole", ["actors.in_flight=1"]), 1, 1)
-    assert json.loads((tmp_path / ASKED).read_text()) == {"least": 1, "most": 3}
+    assert json.loads((tmp_path / ASKED).read_text()) == {"least": 1, "most": 3, "of": [1, 4]}
 
 
 def test_a_machine_of_our_own_carries_what_it_carries(world):
@@ -297,5 +299,5 @@ def test_with_fewer_actors_than_shards_none_is_left_out():
 )
 def test_label_selectors_read_as_rays(selector, fits):
     node = Node("n", "10.0.0.1", 1, {"CPU": 4.0}, {"market": "spot"})
-    assert nodes.matches(node.labels, selector) is fits
+    assert matches(node.labels, selector) is fits
     assert nodes.room([node], 1.5, selector) == (2 if fits else 0)

@@ -10,10 +10,11 @@ from seqrl_ray import api
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_labels import matches
 from seqrl_ray.runtime import learner, room
-from seqrl_ray.runtime.room import NODE_TYPE, Nodes, check_room, cpus, to_come
+from seqrl_ray.runtime.nodes import NODE_GROUP
+from seqrl_ray.runtime.room import Nodes, check_room, cpus, to_come
 
-HEAD = Nodes({"role": "learner", NODE_TYPE: "head"}, 2.0)
-ACTOR = Nodes({"role": "actor", NODE_TYPE: "actors"}, 4.0)
+HEAD = Nodes({"role": "learner", NODE_GROUP: "head"}, 2.0)
+ACTOR = Nodes({"role": "actor", NODE_GROUP: "actors"}, 4.0)
 FILE = {
     "max_workers": 5,
     "head_node_type": "head",
@@ -153,14 +154,15 @@ def test_a_selector_survives_the_resolved_recipe(tmp_path):
 
 @pytest.mark.parametrize(("waits", "lost"), [(True, []), (False, ["hung"])])
 def test_an_actor_that_no_node_has_room_for_is_not_silent(monkeypatch, waits, lost):
-    monkeypatch.setattr(learner, "waits_for_room", lambda actor: waits)
+    monkeypatch.setattr(learner.RemoteSource, "_arm", lambda self, index: None)
     source = learner.RemoteSource(recipe_of("actors.hang_timeout_s=5"))
+    source.unplaced = frozenset({0} if waits else ())
     source.add(0, object(), replacement=False)
     source._calls = {"call": (0, time.monotonic() - 1000.0)}
     source._look_for_silence()
     assert [gone.cause for gone in source.lost] == lost
     assert len(source._calls) == (not lost)
     source._next_look = 0.0
-    monkeypatch.setattr(learner, "waits_for_room", lambda actor: False)
+    source.unplaced = frozenset()
     source._look_for_silence()  # its time runs from when it was last seen to have no room
     assert [gone.cause for gone in source.lost] == lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -77,7 +78,6 @@ class Hires:
 def session(monkeypatch, tmp_path):
     monkeypatch.setattr(service.ray, "get", get)
     monkeypatch.setattr(service.ray, "wait", wait)
-    monkeypatch.setattr(service, "waits_for_room", lambda actor: False)
     monkeypatch.setattr(Supervisor, "end", lambda self, actor: None)
     made = object.__new__(ServiceSession)
     made.recipe = recipe_of("replay.shards=2", "actors.count=2", "actors.hang_timeout_s=5")
@@ -118,15 +118,18 @@ def test_only_an_actor_that_has_not_answered_is_silent(session):
 
 
 def test_an_actor_that_no_node_has_room_for_is_not_silent(session, monkeypatch):
-    monkeypatch.setattr(service, "waits_for_room", lambda actor: True)
+    began = {}
+    monkeypatch.setattr(session.crew, "placed_at", lambda index: began.get(index, math.inf))
     session._heard = set()
-    long_ago = time.monotonic() - 1000.0
-    session._calls = {Call(ready=False): _Stretch(0, 0, 0, long_ago)}
+    now = time.monotonic()
+    session._calls = {Call(ready=False): _Stretch(0, 0, 0, now - 1000.0)}
     session._look_for_silence()
-    monkeypatch.setattr(service, "waits_for_room", lambda actor: False)
-    session._look_for_silence()  # its time runs from when it was last seen to have no room
+    began[0] = now - 60.0  # a minute after it found room it may well be importing still
+    session._look_for_silence()
     assert session.buried == []
-    assert [s.sent_at > long_ago for s in session._calls.values()] == [True]
+    began[0] = now - 900.0
+    session._look_for_silence()
+    assert session.buried == [(0, "hung")]
 
 
 def test_an_actor_that_has_never_answered_has_time_to_start(session):
