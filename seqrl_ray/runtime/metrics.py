@@ -99,7 +99,7 @@ def url() -> str:
 
 
 class Exporter:
-    """Hears the rows of one run and tells Ray; see `seqrl_ray.loops.run_folder.Listener`."""
+    """Hears the rows of one run and tells Ray; see `seqrl_ray.loops.listener`."""
 
     def __init__(self, recipe: Recipe, make: Any = ray_metrics) -> None:
         """Begin the counters that alerts stand on.
