@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +285,11 @@ class ServiceSession(RaySession):
         """
         now = time.monotonic()
         late = [c for c, s in self._calls.items() if now - s.sent_at > self._patience(s.actor, s.last)]
-        if late:  # waiting for room on the cluster is not silence
+        if late:  # the time to answer of an actor that waits for room begins when it has found some
             unplaced = self.crew.unplaced
-            late = [c for c in late if self._calls[c].actor not in unplaced]
+            waiting = [c for c in late if self._calls[c].actor in unplaced]
+            self._calls |= {c: replace(self._calls[c], sent_at=now) for c in waiting}
+            late = [c for c in late if c not in waiting]
         if not late:
             return
         _, silent = ray.wait(late, num_returns=len(late), timeout=0)
