@@ -115,8 +115,8 @@ class RemoteSource:
 
     @property
     def waiting(self) -> bool:
-        """Whether a fragment is on its way."""
-        return bool(self._calls)
+        """Whether a fragment is on its way, from an actor that stands somewhere."""
+        return any(index not in self.unplaced for index, _ in self._calls.values())
 
     @property
     def in_flight(self) -> int:
@@ -188,16 +188,16 @@ class RemoteSource:
         """
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + 1.0
-        if self.unplaced:  # their time runs from when they have room
-            now = time.monotonic()
-            self._calls = {c: (i, now if i in self.unplaced else at) for c, (i, at) in self._calls.items()}
+        now = time.monotonic()
+        self._next_look = now + 1.0
+        # an actor's time to answer begins when it has found room
+        self._calls = {c: (i, now if i in self.unplaced else sent) for c, (i, sent) in self._calls.items()}
         oldest: dict[int, float] = {}
         for index, sent in self._calls.values():
             oldest[index] = min(sent, oldest.get(index, sent))
         for index, sent in oldest.items():
             patience = self.recipe.actors.hang_timeout_s + (0.0 if index in self._heard else START_S)
-            if time.monotonic() - sent > patience and index in self.actors:
+            if now - sent > patience and index in self.actors:
                 self._drop(Lost(index, "hung", application_error=False))
 
     def look_who_left(self) -> None:

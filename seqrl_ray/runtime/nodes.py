@@ -93,11 +93,14 @@ def look() -> dict[str, Node]:
 
 
 def place_of(actor: Any) -> Place:
-    """Return where an actor of ours is, or was before it died."""
+    """Return where an actor of ours is, or was before it died.
+
+    Before it has a process, Ray names the node at which it queues, and may yet send it to another.
+    """
     row: Mapping[str, Any] = global_state.actor_table(actor._actor_id.hex())
-    node_id = row.get("Address", {}).get("NodeID", "") if row else ""
-    known = bool(node_id) and set(node_id) not in ({"0"}, {"f"})
-    return Place(node_id if known else None, started=bool(row) and row.get("State") == "ALIVE")
+    if not row or not row["Pid"]:
+        return Place(None)
+    return Place(row["Address"]["NodeID"], started=row["State"] == "ALIVE")
 
 
 def gone(node_id: str) -> bool:
