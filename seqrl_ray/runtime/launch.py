@@ -141,7 +141,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         pin=held.learner,
         shard_pin=held.shards,
         actor_labels={} if local else recipe.actors.label_selector,
-        learner_labels={} if local else recipe.learner.label_selector,
+        follower_pins=held.followers,
         elsewhere=held.elsewhere,
         actors_here=here,
         watch_nodes=not local and nodes.watchable(),

@@ -36,10 +36,11 @@ NODES_COME_S = 900.0
 
 @dataclass(frozen=True)
 class Held:
-    """Room that was reserved: Ray options of the learner and of the shards."""
+    """Room that was reserved: Ray options of the learner, the shards, and the learners beside the first."""
 
     learner: dict[str, Any] = field(default_factory=dict)
     shards: dict[str, Any] = field(default_factory=dict)
+    followers: tuple[dict[str, Any], ...] = ()
     elsewhere: tuple[str, ...] = ()
     """Ids of nodes of them that are not the driver's."""
 
@@ -86,10 +87,30 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
             "could not be placed. Add such nodes, or change the selector."
         )
         held = _reserve([{"CPU": 1.0}] * shards, apart, patience_s, why)
+    followers = _hold_followers(recipe, num_gpus, threads, patience_s)
     table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]  # type: ignore[no-untyped-call]
     nodes = {node_id for bundles in table for node_id in bundles.values()}
     options = [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held)]
-    return Held(*options, elsewhere=tuple(sorted(nodes - {here})))
+    return Held(options[0], options[1], followers, tuple(sorted(nodes - {here})))
+
+
+def _hold_followers(
+    recipe: Recipe, num_gpus: float, threads: int, patience_s: float
+) -> tuple[dict[str, Any], ...]:
+    """Reserve room for the learners beside the first, lest actors take it: without one of them none learns."""
+    count, selector = recipe.learner.count - 1, recipe.learner.label_selector
+    if not count:
+        return ()
+    bundle = {"CPU": float(threads), **({"GPU": num_gpus} if num_gpus else {})}
+    where = f" on nodes with the labels {dict(selector)}" if selector else ""
+    why = (
+        f"learner.count={recipe.learner.count}: {count} times {threads} CPUs and {num_gpus:g} GPUs are not free"
+        f"{where} beside the first learner: the others could not be placed. Add nodes, or lower learner.count "
+        "or learner.threads."
+    )
+    group = _reserve([bundle] * count, selector, patience_s, why)
+    at = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i) for i in range(count)]
+    return tuple({"scheduling_strategy": strategy} for strategy in at)
 
 
 def _reserve(

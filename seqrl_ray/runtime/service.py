@@ -125,10 +125,10 @@ class ServiceSession(RaySession):
             "num_gpus": p.num_gpus,
             "runtime_env": threads_env(p.learner_threads),
         }
-        where = {"label_selector": dict(p.learner_labels)} if p.learner_labels else {}
+        pins = p.follower_pins or ({},) * (self.recipe.learner.count - 1)
         self._followers = [
             ray.remote(Follower)
-            .options(**options, **where)
+            .options(**options, **pins[rank - 1])
             .remote(self.recipe, self.groups, rank, device=p.device, threads=p.learner_threads)
             for rank in range(1, self.recipe.learner.count)
         ]

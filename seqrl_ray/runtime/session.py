@@ -53,8 +53,8 @@ class Placement:
     """Ray options of shards that are processes of their own."""
     actor_labels: Mapping[str, str] = field(default_factory=dict)
     """What the nodes of actors and evaluators must have."""
-    learner_labels: Mapping[str, str] = field(default_factory=dict)
-    """What the nodes of learners beside the first must have."""
+    follower_pins: tuple[dict[str, Any], ...] = ()
+    """Ray options of each learner beside the first; () = of our own machine."""
     elsewhere: tuple[str, ...] = ()
     """Ids of other nodes than the driver's on which checkpoints are written."""
     actors_here: int | None = None
