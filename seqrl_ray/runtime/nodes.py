@@ -73,7 +73,7 @@ def watchable() -> bool:
 
 def look() -> dict[str, Node]:
     """Return the living nodes by id."""
-    free = global_state.available_resources_per_node()
+    free = global_state.available_resources_per_node()  # type: ignore[no-untyped-call]
     draining = global_state.get_draining_nodes()
     found = {}
     for row in ray.nodes():  # type: ignore[no-untyped-call]
