@@ -88,7 +88,7 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
         )
         held = _reserve([{"CPU": 1.0}] * shards, apart, patience_s, why)
     followers = _hold_followers(recipe, num_gpus, threads, patience_s)
-    table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]  # type: ignore[no-untyped-call]
+    table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]
     nodes = {node_id for bundles in table for node_id in bundles.values()}
     options = [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held)]
     return Held(options[0], options[1], followers, tuple(sorted(nodes - {here})))
@@ -97,16 +97,16 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
 def _hold_followers(
     recipe: Recipe, num_gpus: float, threads: int, patience_s: float
 ) -> tuple[dict[str, Any], ...]:
-    """Reserve room for the learners beside the first, lest actors take it: without one of them none learns."""
+    """Reserve room for the learners beside the first, lest actors take it: without one none learns."""
     count, selector = recipe.learner.count - 1, recipe.learner.label_selector
     if not count:
         return ()
     bundle = {"CPU": float(threads), **({"GPU": num_gpus} if num_gpus else {})}
     where = f" on nodes with the labels {dict(selector)}" if selector else ""
     why = (
-        f"learner.count={recipe.learner.count}: {count} times {threads} CPUs and {num_gpus:g} GPUs are not free"
-        f"{where} beside the first learner: the others could not be placed. Add nodes, or lower learner.count "
-        "or learner.threads."
+        f"learner.count={recipe.learner.count}: {count} times {threads} CPUs and {num_gpus:g} GPUs are not "
+        f"free{where} beside the first learner: the others could not be placed. Add nodes, or lower "
+        "learner.count or learner.threads."
     )
     group = _reserve([bundle] * count, selector, patience_s, why)
     at = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i) for i in range(count)]
@@ -121,7 +121,7 @@ def _reserve(
     Raises: RecipeError: `why`, after `patience_s`.
     """
     labels = [dict(selector)] * len(bundles) if selector else None
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    group: PlacementGroup = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
     if not group.wait(timeout_seconds=patience_s):
         remove_placement_group(group)
         raise RecipeError(why)
