@@ -70,6 +70,8 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Progress", "Share of the budget that is spent."),
         Panel("Training", "On while the run trains; off in the final evaluation; ends with the run."),
         Panel("Weights published", "Bytes per second sent to the weight board."),
+        Panel("Actors", "How many stand; where `actors.count` is a range they follow the cluster."),
+        Panel("All-reduce", "100 % = all the time: several learners wait for one another, or the network."),
     ),
     "Learning": (
         Panel("Training episodes", "Headline metric: mean of the last 100 training episodes."),
@@ -131,6 +133,15 @@ ALERTS: tuple[Alert, ...] = (
         "more than 5 actors died in 10 minutes",
         "`actors.max_restarts_per_10_min` ends the run. On spot nodes this is weather; elsewhere look at "
         "memory first: `dmesg`, or Ray's logs on the actor's node.",
+    ),
+    Alert(
+        "SeqrlNodeLost",
+        total('increase(ray_seqrl_restarts_total{kind="node"}[10m])') + " > 0",
+        "0s",
+        "warning",
+        "a node was lost",
+        "The run goes on with what is left, and grows back where it may; `actors.max_node_losses_per_10_min` "
+        "ends it. Announce a node's end where you can (docs/operations.md): then nothing is lost.",
     ),
     Alert(
         "SeqrlLearnerOrShardRestart",

@@ -193,6 +193,16 @@ METRICS: tuple[Metric, ...] = (
         "Queues", "value", "report", "fragments_in_flight",
     ),
     Metric(
+        "seqrl_actors", "gauge", "actors", (),
+        "Actors that stand on a node.",
+        "Actors", "value", "report", "actors",
+    ),
+    Metric(
+        "seqrl_all_reduce_seconds_total", "counter", "seconds", (),
+        "Seconds that the leader of several learners spent adding up gradients, waiting for others included.",
+        "All-reduce", "rate", "report", "all_reduce_s",
+    ),
+    Metric(
         "seqrl_weights_bytes", "gauge", "bytes", (),
         "Size of one version of all policies' weights.",
         "Weights", "value", "report", "weights_bytes",
@@ -228,6 +238,11 @@ METRICS: tuple[Metric, ...] = (
         "NaN or infinity found; source=learner: updates after which a learner's weights were lost, "
         "source=report: values of the algorithm's own metrics.",
         "Not finite", "sum", "own", begins=("learner", "report"),
+    ),
+    Metric(
+        "seqrl_dropped_steps_total", "counter", "steps", (),
+        "Environment steps that a dead or left shard did not take (service wiring).",
+        "Dropped", "rate", "report", "dropped_steps",
     ),
     Metric(
         "seqrl_stale_rows_total", "counter", "rows", (),

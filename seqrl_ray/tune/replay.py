@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqrl_ray.errors import RunFolderError
+from seqrl_ray.errors import RecipeError, RunFolderError
 from seqrl_ray.loops.drive import Advance, Failure, drive
 from seqrl_ray.loops.judge import Job, final_jobs
 from seqrl_ray.loops.living import LivingSession
@@ -24,7 +24,8 @@ from seqrl_ray.loops.run_folder import LagCounter, RunFolder
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.launch import connected, place
-from seqrl_ray.runtime.metrics import open_exporter
+from seqrl_ray.runtime.metrics import open_exporter, refuse_silence
+from seqrl_ray.runtime.reserve import check_shared
 from seqrl_ray.tune.board import LOG, read_log
 from seqrl_ray.tune.lineage import chain, schedule
 from seqrl_ray.tune.plan import make_plan, with_values
@@ -134,11 +135,19 @@ def replay_sweep(
     with contextlib.ExitStack() as stack:
         inner: LivingSession
         if recipe.actors.count == 1 and address is None:
+            if recipe.prometheus == "on":
+                raise RecipeError(
+                    'prometheus="on" and this run is one process without Ray, through which metrics go. Leave '
+                    "it out, or set actors.count=2."
+                )
             inner = LocalSession(recipe)
         else:
+            refuse_silence(recipe, address)
             stack.enter_context(connected(address))
-            own = address in (None, "local")
-            inner = ColocatedSession(recipe, place(recipe, local=own), root=path.absolute() / "checkpoints")
+            checkpoints_of = path.absolute() / "checkpoints"
+            placement = place(recipe, local=address in (None, "local"))
+            check_shared(checkpoints_of, placement.elsewhere)
+            inner = ColocatedSession(recipe, placement, root=checkpoints_of)
         session = ScheduledSession(inner, changes)
         stack.callback(session.close)
         listener = None if isinstance(inner, LocalSession) else open_exporter(recipe, address)

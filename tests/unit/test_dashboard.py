@@ -154,6 +154,8 @@ tests:
         values: 0x6 1 2 3 4 5 6 7 8x60
       - series: ray_seqrl_restarts_total{run="a", seed="0", kind="learner"}
         values: 0x6 1x60
+      - series: ray_seqrl_restarts_total{run="a", seed="0", kind="node"}
+        values: 0x6 1x60
       - series: ray_seqrl_nonfinite_total{run="a", seed="0", source="learner"}
         values: 0x6 1x60
       - series: ray_seqrl_restarts_total{run="b", seed="0", kind="actor"}
@@ -163,6 +165,9 @@ tests:
       - eval_time: 120s
         alertname: SeqrlNotFinite
         exp_alerts: [{exp_labels: {run: a, seed: "0", severity: critical}, exp_annotations: *ANY*}]
+      - eval_time: 120s
+        alertname: SeqrlNodeLost
+        exp_alerts: [{exp_labels: {run: a, seed: "0", severity: warning}, exp_annotations: *ANY*}]
       - eval_time: 120s
         alertname: SeqrlLearnerOrShardRestart
         exp_alerts: [{exp_labels: {run: a, seed: "0", severity: warning}, exp_annotations: *ANY*}]
