@@ -31,7 +31,7 @@ WAIT_S = 60.0
 """Ray exports every 10 s."""
 RUNS = {
     "colocated": ("replay.wiring=colocated", "actors.count=1"),
-    "service": ("replay.wiring=service", "replay.shards=2", "actors.count=2"),
+    "service": ("replay.wiring=service", "replay.shards=2", "actors.count=2", "learner.count=2"),
 }
 
 
