@@ -12,7 +12,7 @@ from seqrl_ray.loops import checkpoints
 from tests.system.clusters import Screenplay, announce_end, cluster_of, incarnations_of, play
 from tests.system.runs import SMALL
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 WIRINGS = {
     "colocated": (2, ("replay.wiring=colocated",)),
