@@ -35,15 +35,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
     "data": RECIPE | {"types_env", "envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
     "loops": RECIPE
-    | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
+    | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"}
+    | {"fsspec", "pyarrow"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
     "tune": RECIPE | {"types_env", "algorithms", "loops", "runtime", "numpy", "torch", "pydantic", "ray"},
     "top": RECIPE
     | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "tune", "report"}
-    | {"torch", "rich", "typer"},
+    | {"torch", "rich", "typer", "packaging"},
 }
-TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "sweeping"}
+TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "doctor", "sweeping"}
 RECIPE_LAYER = {"recipe", "recipe_data", "recipe_env", "recipe_replay", "recipe_toml", "recipe_traffic"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
