@@ -225,8 +225,10 @@ def tune(
     Returns: the sweep's folder and its summary.
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
+    from seqrl_ray.loops.remote import refuse
     from seqrl_ray.sweeping import new_sweep
 
+    refuse(run_dir, "--run-dir")
     return Result(*new_sweep(sweep, overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 
@@ -260,8 +262,10 @@ def replay_schedule(
         quiet: as in `train`.
     Raises: SeqrlError: no winner there, or bad input.
     """
+    from seqrl_ray.loops.remote import refuse
     from seqrl_ray.sweeping import replayed
 
+    refuse(run_dir, "--run-dir")
     return Result(*replayed(Path(folder), overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 

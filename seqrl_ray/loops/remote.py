@@ -39,6 +39,18 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place)
 
 
+def refuse(place: str | Path | None, what: str) -> None:
+    """Refuse a remote place for what takes folders alone; a `Path` has lost one of its slashes by now.
+
+    Raises: RunFolderError: it is one.
+    """
+    kind, colon, rest = str(place or "").partition(":")
+    if colon and kind.isalnum() and rest.startswith("/"):
+        raise RunFolderError(
+            f"{what}={place} is remote: only runs of seqrl train can be kept there. Name a folder."
+        )
+
+
 def _file_system(url: str) -> tuple[Any, str]:
     """Return (file system, path in it) of a place.
 
