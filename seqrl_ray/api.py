@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from seqrl_ray.loops.drive import Session
     from seqrl_ray.loops.listener import Listener
     from seqrl_ray.loops.preflight import Plan
+    from seqrl_ray.loops.remote import Remote
     from seqrl_ray.types import Weights
 
 
@@ -57,17 +58,23 @@ def train(
     Args:
         recipe: path or shipped name.
         overrides: `dotted.key=value`, applied on top.
-        run_dir: folder of the run; None: `runs/<name>-<time>` here.
+        run_dir: folder of the run; None: `runs/<name>-<time>` here. A remote place (`s3://bucket/runs/first`)
+            is kept as a copy of `runs/first` here.
         local: the whole system in this process, without Ray.
         address: Ray cluster to join; None: a Ray of our own on this machine.
         quiet: no progress line.
     Returns: the run folder and its summary.
     Raises: SeqrlError: bad input (nothing has been touched), or an error that stopped the run.
     """
+    from seqrl_ray.loops.mirror import begin
+    from seqrl_ray.loops.remote import is_url
+
     _one_of(local, address)
     resolved = read_recipe(recipe, overrides)
-    folder = Path(run_dir or run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S")))
-    return _run(resolved, folder, checkpoint=None, local=local, address=address, quiet=quiet)
+    folder, remote = Path(run_dir or run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S"))), None
+    if run_dir is not None and is_url(run_dir):
+        remote, folder = begin(str(run_dir))
+    return _run(resolved, folder, checkpoint=None, local=local, address=address, quiet=quiet, remote=remote)
 
 
 def resume(
@@ -81,22 +88,23 @@ def resume(
     """Go on with a run from its newest checkpoint, in its folder.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a remote place: then in `runs/<its name>` here, which is brought.
         overrides: `dotted.key=value` on top of the run's own recipe, e.g. a longer `stop.env_steps`.
         local: as in `train`.
         address: as in `train`.
         quiet: as in `train`.
     Raises: SeqrlError: no run there, no complete checkpoint, or one that does not fit the recipe.
     """
-    from seqrl_ray.loops import checkpoints
+    from seqrl_ray.loops import checkpoints, mirror
     from seqrl_ray.loops.run_folder import open_run
 
     _one_of(local, address)
-    folder = open_run(Path(run))
+    folder, remote = mirror.go_on(run)
+    folder = open_run(folder)
     resolved = read_recipe(folder / "recipe.toml", overrides)
     newest = checkpoints.latest(folder / "checkpoints")
     resolved = checkpoints.keep_wiring(newest, resolved, local=local)
-    return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet)
+    return _run(resolved, folder, checkpoint=newest, local=local, address=address, quiet=quiet, remote=remote)
 
 
 def scale(run: str | Path, least: int, most: int | None = None) -> None:
@@ -121,18 +129,25 @@ def evaluate(
     """Judge a run's last checkpoint and its controllers again; the run folder is not changed.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a remote place.
         episodes: seeds; None: the recipe's.
         seed: first seed; None: the recipe's.
         workers: processes; None: one per core for SUMO, this process for the rest.
     Returns: {"evaluation", "baselines", "paired", "targets"} as in `summary.json`, plus "env_steps" of the
         checkpoint.
     """
+    from seqrl_ray.loops.mirror import fetched
+
+    with fetched(run) as folder:
+        return _evaluate(folder, episodes, seed, workers)
+
+
+def _evaluate(path: Path, episodes: int | None, seed: int | None, workers: int | None) -> dict[str, Any]:
     from seqrl_ray.loops import checkpoints
     from seqrl_ray.loops.judge import before_acting, chunk_size, final_jobs, play_jobs, playable
     from seqrl_ray.loops.run_folder import open_run, summaries
 
-    folder = open_run(Path(run))
+    folder = open_run(path)
     recipe = read_recipe(folder / "recipe.toml")
     if workers is None:
         workers = (os.cpu_count() or 1) if recipe.env.kind == "traffic" else 0
@@ -229,8 +244,10 @@ def tune(
     Returns: the sweep's folder and its summary.
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
+    from seqrl_ray.loops.remote import refuse
     from seqrl_ray.sweeping import new_sweep
 
+    refuse(run_dir, "--run-dir")
     return Result(*new_sweep(sweep, overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 
@@ -264,8 +281,10 @@ def replay_schedule(
         quiet: as in `train`.
     Raises: SeqrlError: no winner there, or bad input.
     """
+    from seqrl_ray.loops.remote import refuse
     from seqrl_ray.sweeping import replayed
 
+    refuse(run_dir, "--run-dir")
     return Result(*replayed(Path(folder), overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 
@@ -315,11 +334,19 @@ def _one_of(local: bool, address: str | None) -> None:
 
 
 def _run(
-    recipe: Recipe, path: Path, *, checkpoint: Path | None, local: bool, address: str | None, quiet: bool
+    recipe: Recipe,
+    path: Path,
+    *,
+    checkpoint: Path | None,
+    local: bool,
+    address: str | None,
+    quiet: bool,
+    remote: Remote | None = None,
 ) -> Result:
     from seqrl_ray.loops import checkpoints
     from seqrl_ray.loops.drive import drive
     from seqrl_ray.loops.judge import final_jobs
+    from seqrl_ray.loops.mirror import Mirror
     from seqrl_ray.loops.progress import ProgressLine, Silence
     from seqrl_ray.loops.run_folder import RunFolder, check_new
     from seqrl_ray.report import html
@@ -351,6 +378,11 @@ def _run(
             listener=listener,
         )
         stack.callback(folder.close)
+        mirror = None
+        if remote is not None:
+            mirror = Mirror(remote, path, recipe.learner.keep_checkpoints, screen.note)
+            stack.enter_context(mirror)
+            folder.after_report = mirror.nudge
         summary = drive(
             session,
             folder,
@@ -359,6 +391,8 @@ def _run(
             clock=driver.get("times"),
         )
     html(path)
+    if mirror is not None:
+        mirror.finish()
     return Result(path, summary)
 
 

@@ -1,15 +1,12 @@
-"""`seqrl check` and `seqrl doctor`: what a recipe asks for and whether it holds, and what this machine has.
+"""`seqrl check`: what a recipe asks for and whether it holds.
 
-Both return lines for people and print nothing, so that a notebook may use them too. The contract itself
-stands in `seqrl_ray.envs.check`, what a run refuses before it begins in `seqrl_ray.loops.preflight`; here
+It returns lines for people and prints nothing, so that a notebook may use it too. The contract itself stands
+in `seqrl_ray.envs.check`, what a run refuses before it begins in `seqrl_ray.loops.preflight`; here
 they are put in words.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from seqrl_ray.api import prepare, read_recipe
 from seqrl_ray.errors import RecipeError
-from seqrl_ray.recipe import Recipe, data_root, find, shipped
+from seqrl_ray.recipe import Recipe, data_root, find
 
 if TYPE_CHECKING:
     from seqrl_ray.envs.check import Finding
@@ -151,41 +148,3 @@ def _odd(plan: Plan, found: Sequence[Finding]) -> list[str]:
     return [f"net          {lint}" for lint in plan.lints] + [
         f"{finding.level:<12} {finding.rule}: {finding.message}" for finding in found
     ]
-
-
-def doctor_lines() -> tuple[str, ...]:
-    """Say what this machine has and what a run would use; nothing is started."""
-    import torch
-
-    from seqrl_ray.algorithms.compiled import compiler
-    from seqrl_ray.loops.run_folder import versions
-    from seqrl_ray.runtime.launch import SMALL_MACHINE_CORES
-    from seqrl_ray.runtime.metrics import obstacle
-
-    cores = os.cpu_count() or 1
-    place = "processes of its own" if cores > SMALL_MACHINE_CORES else "the learner's process"
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
-    found = compiler()
-    known = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
-    return (
-        f"python       {platform.python_version()} at {sys.executable}",
-        f"machine      {platform.system()} {platform.machine()}, {cores} cores, {gigabytes:.1f} GiB memory",
-        f"packages     {known}",
-        f"simulator    {_sumo()}",
-        f"device       {device}",
-        f"compiler     {found or 'no C++ compiler: updates stay eager on the CPU'}",
-        f"metrics      metrics.jsonl, TensorBoard; Prometheus {obstacle() or 'through Ray'}",
-        f"recipes      {len(shipped())} in {data_root('envs')}",
-        f"a run here   starts a Ray of its own; one replay shard stands in {place} (replay.wiring=auto)",
-    )
-
-
-def _sumo() -> str:
-    """Whether SUMO can be loaded into a process: being installed is not enough."""
-    from seqrl_ray.envs.traffic.simulation import sumo_version
-
-    try:
-        return f"{sumo_version()}, in process"
-    except ImportError as error:
-        return f"libsumo does not load: {error}. Traffic recipes will not run; the other kinds will."

@@ -1,8 +1,8 @@
 """The command line: `seqrl train | evaluate | scale | tune | data | report | check | doctor | bench`.
 
-Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run, 130
-interrupted with a checkpoint written. Every command imports what it needs when it runs, so `seqrl --help`
-answers at once.
+Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run or a check of
+`doctor` that failed, 130 interrupted with a checkpoint written. Every command imports what it needs when it
+runs, so `seqrl --help` answers at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.add_typer(data)
 app.command()(tune)
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -86,11 +87,10 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. stop.env_steps=20000")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="folder of the new run; default runs/<name>-<time>")
+        str | None,
+        typer.Option(help="folder of the new run, or a remote place; default runs/<name>-<time>"),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="go on with this run from its newest checkpoint")
-    ] = None,
+    resume: Annotated[str | None, typer.Option(help="go on with this run (folder or remote place)")] = None,
     local: Annotated[bool, typer.Option("--local", help="everything in this process, without Ray")] = False,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; default: a Ray of our own here")
@@ -128,7 +128,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or a remote place")],
     episodes: Annotated[int | None, typer.Option(min=1, help="held-out seeds; default: the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="first seed; default: the recipe's")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -138,15 +138,17 @@ def evaluate(
 ) -> None:
     """Judge a run's last checkpoint and its controllers again; the run is not changed."""
     from seqrl_ray import api
+    from seqrl_ray.loops.mirror import fetched
 
-    if gui:
-        api.watch(run, seed=seed)
-        return
-    result = api.evaluate(run, episodes=episodes, seed=seed)
+    with fetched(run) as folder:
+        if gui:
+            api.watch(folder, seed=seed)
+            return
+        result = api.evaluate(folder, episodes=episodes, seed=seed)
+        recipe = api.read_recipe(folder / "recipe.toml")
     if as_json:
         typer.echo(json.dumps(result))
         return
-    recipe = api.read_recipe(run / "recipe.toml")
     metric = recipe.evaluation.headline
     typer.echo(f"{metric} after {result['env_steps']:,} steps: mean [95 % CI], median, p95, n")
     targets = {f"policy at {target}": metrics for target, metrics in result["targets"].items()}
@@ -206,12 +208,19 @@ def check(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, and what a run would use."""
-    from seqrl_ray.check import doctor_lines
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Ray cluster to examine; default: this machine")] = None,
+    run_dir: Annotated[str, typer.Option(help="where runs shall go; need not exist")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say what this machine or a living cluster has, what is open, what to do; exit code 1: a check fails."""
+    from seqrl_ray.doctor import examine
 
-    for line in doctor_lines():
+    found = examine(address, run_dir)
+    for line in [json.dumps(found.as_json())] if as_json else found.report():
         typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(FAILED)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "algorithms": RECIPE | {"networks", "losses", "numpy", "torch", "pydantic"},
     "data": RECIPE | {"types_env", "envs", "replay", "numpy", "pyarrow", "gymnasium", "minari", "h5py"},
     "loops": RECIPE
-    | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"},
+    | {"types_env", "envs", "replay", "data", "algorithms", "numpy", "torch", "safetensors", "tensorboardX"}
+    | {"fsspec", "pyarrow"},
     "report": {"types", "errors", "numpy", "matplotlib", "rich"},
     "runtime": RECIPE | {"types_env", "algorithms", "replay", "loops", "numpy", "torch", "ray"},
     # alone knows RLlib: trains with it, steps our doors in its runners, acts with its networks
@@ -48,9 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"ray"},
     "top": RECIPE
     | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "rllib", "tune", "report", "cluster"}
-    | {"torch", "rich", "typer"},
+    | {"torch", "rich", "typer", "packaging"},
 }
-TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "sweeping"}
+TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "doctor", "sweeping"}
 RECIPE_LAYER = {
     "recipe",
     "recipe_data",

@@ -3,8 +3,7 @@ pickle.
 
 A checkpoint is a folder `checkpoints/<number>-<env steps>/`. `manifest.json` (size and SHA-256 of every other
 file) is written last, through a rename, and alone makes the checkpoint exist: a kill while writing never
-costs the last good one. Departs from the design in one point: paths are local for now (shared storage is
-the cluster issue's).
+costs the last good one. Paths are local; `loops/mirror.py` keeps a copy in remote storage.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,8 @@ class RunFolder:
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
         self.best: dict[str, Any] | None = None
         """Of the evaluations in between: the one whose headline metric is best."""
+        self.after_report: Callable[[], None] | None = None
+        """Called after each report; `loops/mirror.py` copies the folder then."""
         if resumed:
             self._take_over()
 
@@ -123,6 +125,8 @@ class RunFolder:
             if isinstance(value, int | float) and name != "env_steps" and math.isfinite(value):
                 self._board.add_scalar(name if "/" in name else f"run/{name}", value, row["env_steps"])
         self._metrics.flush()
+        if self.after_report is not None:
+            self.after_report()
 
     def evaluation(
         self,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
@@ -31,6 +31,11 @@ LOCAL_CPUS = 0.01
 
 SMALL_MACHINE_CORES = 4
 """Up to here the colocated wiring is faster (measured: docs/architecture.md)."""
+
+OTHER_TOKEN = (
+    "Where one does run, it may want another token than this shell's: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+    ".ray/auth_token in your home."
+)
 
 KNOCK_S = 10.0
 """How long the head of a cluster may take to accept a connection."""
@@ -61,7 +66,9 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     try:
         ray.init(**options)
     except ConnectionError as error:
-        raise _no_cluster(str(address), error) from None
+        raise RecipeError(f"{_no_cluster(str(address), error)} {OTHER_TOKEN}") from None
+    except AuthenticationError as error:
+        raise RecipeError(f"--address={address}: {' '.join(str(error).split())} {OTHER_TOKEN}") from None
     try:
         yield
     finally:

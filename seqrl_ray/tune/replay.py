@@ -137,8 +137,8 @@ def replay_sweep(
         if recipe.actors.count == 1 and address is None:
             if recipe.prometheus == "on":
                 raise RecipeError(
-                    'prometheus="on" and this run is one process without Ray, through which metrics go. Leave '
-                    "it out, or set actors.count=2."
+                    'prometheus="on" and this run is one process: metrics go through Ray. Leave it out, or '
+                    "set actors.count=2."
                 )
             inner = LocalSession(recipe)
         else:
