@@ -29,10 +29,10 @@ def reports(folder):
 
 def test_two_learners_train_one_policy_and_count_each_batch_once(ray_here, tmp_path, capsys):
     run = tmp_path / "run"
-    summary = train(run, *TWO, "stop.env_steps=8000")
+    summary = train(run, *TWO, "stop.env_steps=5000")
     last = reports(run)[-1]
     assert summary["status"] == "completed"
-    assert summary["env_steps"] >= 8000
+    assert summary["env_steps"] >= 5000
     assert summary["restarts"] == dict.fromkeys(summary["restarts"], 0)
     assert summary["evaluation"]["return"]["n"] == 2
     inserted, sampled = last["shared/pacing_inserted"], last["shared/pacing_sampled"]

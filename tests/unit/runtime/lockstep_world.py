@@ -73,6 +73,8 @@ class Case:
     name: str
     double: bool
     folder: str
+    misled: bool = False
+    """The learners do not agree on the largest importance weight of a minibatch."""
 
     def learner(self, count: int) -> Learner:
         group, keys = CASES[self.name]
@@ -158,9 +160,7 @@ def alone(case: Case) -> tuple[list[Any], list[Any], dict[str, Any]]:
         return draws, priorities, learner.algorithms["shared"].learned()
 
 
-def together(
-    rank: int, address: Any, answers: Any, work: list[tuple[Case, list[Any]]], *, misled: bool = False
-) -> None:
+def together(rank: int, address: Any, answers: Any, work: list[tuple[Case, list[Any]]]) -> None:
     """Train rank `rank` of a group on its parts of the draws of every case; send what came of it."""
     torch.set_num_threads(1)
     if rank == 0:
@@ -177,7 +177,7 @@ def together(
             priorities = []
             for whole, items in draws:
                 batch = part_of(whole, rank)
-                largest = None if misled else collective.largest
+                largest = None if case.misled else collective.largest
                 weight = global_weights(batch.probability, items, BETA, largest).astype(batch.weight.dtype)
                 priorities.append(learner.update("shared", replace(batch, weight=weight), 0.0))
             collective.check_alike(parameters(learner.algorithms), learner.updates)
@@ -187,14 +187,11 @@ def together(
     answers.join_thread()
 
 
-def run_together(work: list[tuple[Case, list[Any]]], *, misled: bool = False) -> dict[Any, Any]:
+def run_together(work: list[tuple[Case, list[Any]]]) -> dict[Any, Any]:
     """Return (rank, case) -> (priorities, learned) of a group of processes."""
     spawn = multiprocessing.get_context("spawn")
     address, answers = spawn.Queue(), spawn.Queue()
-    group = [
-        spawn.Process(target=together, args=(rank, address, answers, work), kwargs={"misled": misled})
-        for rank in range(LEARNERS)
-    ]
+    group = [spawn.Process(target=together, args=(rank, address, answers, work)) for rank in range(LEARNERS)]
     for process in group:
         process.start()
     try:
