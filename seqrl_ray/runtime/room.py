@@ -133,5 +133,4 @@ def _amount(now: Sequence[Nodes], grown: Sequence[Nodes], selector: Mapping[str,
 def waits_for_room(actor: Any) -> bool:
     """Whether an actor has no process yet, because no node has room for it, or the node is being started."""
     info = gcs.actor_table(actor._actor_id.hex())
-    node = info["Address"]["NodeID"] if info else ""
-    return info.get("State") == "PENDING_CREATION" and not node.strip("f")  # none, or Ray's nil
+    return info.get("State") in {"DEPENDENCIES_UNREADY", "PENDING_CREATION"} and not info["Pid"]

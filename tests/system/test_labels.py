@@ -126,6 +126,11 @@ def test_ray_reads_selectors_as_we_do(cluster, selector, name):
 
 
 @ray.remote(num_cpus=0)
+def asked_elsewhere(actor: list) -> bool:
+    return waits_for_room(actor[0])
+
+
+@ray.remote(num_cpus=0)
 class Slow:
     def __init__(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -141,5 +146,6 @@ def test_an_actor_without_room_is_told_from_one_that_is_slow_to_start(cluster):
     while waits_for_room(slow) and time.monotonic() < until:
         time.sleep(0.1)
     assert [waits_for_room(actor) for actor in (nowhere, slow, quick)] == [True, False, False]
+    assert ray.get(asked_elsewhere.remote([nowhere]), timeout=60)  # as the learner's process asks
     for actor in (nowhere, slow, quick):
         ray.kill(actor)
