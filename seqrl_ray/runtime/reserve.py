@@ -86,10 +86,10 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
             "could not be placed. Add such nodes, or change the selector."
         )
         held = _reserve([{"CPU": 1.0}] * shards, apart, patience_s, why)
-    table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]  # type: ignore[no-untyped-call]
+    table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]
     nodes = {node_id for bundles in table for node_id in bundles.values()}
     options = [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held)]
-    return Held(*options, elsewhere=tuple(sorted(nodes - {here})))
+    return Held(learner=options[0], shards=options[1], elsewhere=tuple(sorted(nodes - {here})))
 
 
 def _reserve(
@@ -100,7 +100,7 @@ def _reserve(
     Raises: RecipeError: `why`, after `patience_s`.
     """
     labels = [dict(selector)] * len(bundles) if selector else None
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    group: PlacementGroup = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
     if not group.wait(timeout_seconds=patience_s):
         remove_placement_group(group)
         raise RecipeError(why)

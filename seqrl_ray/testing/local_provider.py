@@ -43,7 +43,7 @@ EXPORTS = re.compile(r"^(?:\s*export [A-Za-z_]\w*=[^;]*;)*\s*")
 STOPS_RAY = re.compile(r"\bray\s+stop\b")
 
 
-class LocalProvider(NodeProvider):  # type: ignore[misc]
+class LocalProvider(NodeProvider):
     """Nodes of this machine, for Ray's launcher and autoscaler."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -102,7 +102,7 @@ class LocalProvider(NodeProvider):  # type: ignore[misc]
         return LocalRunner(self.nodes, node_id, env=self.provider_config.get("env") or {})
 
 
-class LocalRunner(CommandRunnerInterface):  # type: ignore[misc]
+class LocalRunner(CommandRunnerInterface):
     """Runs the launcher's commands on one node."""
 
     def __init__(self, nodes: Nodes, node: str, *, env: Mapping[str, Any]) -> None:
