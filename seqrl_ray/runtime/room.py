@@ -131,6 +131,9 @@ def _amount(now: Sequence[Nodes], grown: Sequence[Nodes], selector: Mapping[str,
 
 
 def waits_for_room(actor: Any) -> bool:
-    """Whether an actor has no process yet, because no node has room for it, or the node is being started."""
+    """Whether an actor has no process yet, because no node has room for it, or the node is being started.
+
+    Ray's public call for it needs its dashboard, which an installation need not have.
+    """
     info = gcs.actor_table(actor._actor_id.hex())
     return info.get("State") in {"DEPENDENCIES_UNREADY", "PENDING_CREATION"} and not info["Pid"]
