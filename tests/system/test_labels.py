@@ -126,6 +126,11 @@ def test_ray_reads_selectors_as_we_do(cluster, selector, name):
 
 
 @ray.remote(num_cpus=0)
+def asked_elsewhere(actor: list) -> bool:
+    return place_of(actor[0]).node_id is None
+
+
+@ray.remote(num_cpus=0)
 class Slow:
     def __init__(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -141,5 +146,6 @@ def test_an_actor_without_room_is_told_from_one_that_is_slow_to_start(cluster):
     while place_of(slow).node_id is None and time.monotonic() < until:
         time.sleep(0.1)
     assert [place_of(actor).node_id is None for actor in (nowhere, slow, quick)] == [True, False, False]
+    assert ray.get(asked_elsewhere.remote([nowhere]), timeout=60)  # as the learner's process asks
     for actor in (nowhere, slow, quick):
         ray.kill(actor)

@@ -47,6 +47,7 @@ RUN = (
     "replay.samples_per_insert=4.0",
     'learner.label_selector={"ray.io/market-type"="on-demand"}',
     "learner.batch_size=32",
+    "learner.compile=off",
     "learner.updates_per_call=4",
     "learner.report_every_s=0.5",
     "learner.checkpoint_every_s=2.0",
@@ -80,9 +81,8 @@ class Story:
         }
         self.port = free_port()
         text = (data_root("cluster") / "local.yaml").read_text(encoding="utf-8")
-        text = text.replace("6379", str(self.port)).replace(
-            "ray start --head", f"ray start --head --ray-client-server-port={free_port()}"
-        )
+        head = f"ray start --head --include-dashboard=false --ray-client-server-port={free_port()}"
+        text = text.replace("6379", str(self.port)).replace("ray start --head", head)
         config = yaml.safe_load(text)
         config["cluster_name"] = "t"
         config["provider"]["folder"] = str(folder / "c")
