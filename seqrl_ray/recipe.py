@@ -182,7 +182,9 @@ class LearnerSettings(Settings):
         0, "fragments older than this are dropped; 0 = none is", unit="updates", ge=0
     )
     label_selector: LabelSelector = key(
-        {}, "labels of the cluster's nodes that the learner may stand on; empty = the node of the command"
+        {},
+        "labels of the cluster's nodes that learners may stand on; empty = the node of the command for the "
+        "first, any node for those beside it",
     )
 
 

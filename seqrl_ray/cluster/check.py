@@ -12,7 +12,7 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,15 +20,13 @@ from typing import Any, get_args
 import pydantic
 import yaml
 
+from seqrl_ray.cluster.auth import unguarded, unseen
 from seqrl_ray.cluster.aws import AwsNode
+from seqrl_ray.cluster.clouds import OF_PROVIDER, from_templates, markets
 from seqrl_ray.cluster.gcp import GcpNode
+from seqrl_ray.cluster.texts import Config, texts
 from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.settings import Settings, parse
-
-Config = dict[str, Any]
-
-MARKET = "ray.io/market-type"
-"""Ray's label for how a node's capacity is bought: spot or on-demand."""
 
 WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])|(?<![0-9A-Fa-f:])::(?=/0|\s|$)|\[::\]")
 """Every address of IPv4 or IPv6: as a bind address, or as a range."""
@@ -36,8 +34,9 @@ WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])|(?<![0-9A-Fa-f:])::(?=/0|\s|$
 SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b\w*(?:SECRET|PASSWORD|API_KEY|ACCESS_KEY|AUTH_TOKEN|_TOKEN)\w*(?<!_PATH)=(?![\"']?\$)[\"']?\w"
+    r"|(?i:(?:token|secret|password|passwd|api_?key|access_?key)\w*\s*[:=]\s*[\"']?[\w+/-]{16,})"
 )
-"""Keys and passwords, or a variable named like one that is given its value on the spot."""
+"""Keys and passwords, or a name like theirs that is given its value on the spot, in a shell or in YAML."""
 
 TO_FILL_IN = "REPLACE"
 
@@ -90,14 +89,22 @@ def check_file(path: Path) -> Checked:
     problems = tuple(dict.fromkeys(problems_of(config)))
     lines = [f"cluster      {path}: {config['cluster_name']}, provider {config['provider']['type']}"]
     lines += _nodes(config)
-    blanks = sorted({place for place, text in _texts(config) if TO_FILL_IN in text})
+    blanks = sorted({place for place, text in texts(config) if TO_FILL_IN in text})
     lines += [f"to fill in   {place}" for place in blanks]
+    unknown = [] if problems else list(unchecked(config))
+    lines += [f"not checked  {what}" for what in unknown]
     lines += [f"problem      {problem}" for problem in problems]
     verdict = "OK: Ray takes this file, and nothing in it is open, unguarded or misspelt."
     if problems:
         verdict = f"NOT OK, {len(problems)} problem(s): do not bring this cluster up."
     elif blanks:
         verdict = f"OK once the {len(blanks)} value(s) above are filled in."
+    elif unknown:
+        verdict = (
+            "OK: Ray takes this file, and nothing that was checked in it is open, unguarded or misspelt."
+        )
+    if unknown:
+        verdict += f" Not checked: the {len(unknown)} thing(s) above; look at them yourself."
     return Checked((*lines, verdict), problems)
 
 
@@ -142,11 +149,18 @@ def problems_of(config: Config) -> Iterator[str]:
         except RecipeError as error:
             yield str(error)
     yield from _open(full)
-    yield from _unguarded(full)
+    yield from unguarded(full)
     yield from _secrets(full)
-    yield from _labels(full, nodes)
+    yield from markets(full, nodes)
     if kind in OF_PROVIDER:
         yield from OF_PROVIDER[kind](full, nodes)
+
+
+def unchecked(config: Config) -> Iterator[str]:
+    """What a file without problems leaves to something that is not in it, one line each."""
+    full = _as_ray_reads_it(config)
+    yield from unseen(full)
+    yield from from_templates(full)
 
 
 def _node(cls: type[Settings], table: Config, where: str) -> Settings:
@@ -233,21 +247,8 @@ def _manual(config: Config) -> bool:
 # ------------------------------------------------------------------------------------------ open or unguarded
 
 
-def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted place, text) of every text in a table, keys of tables included."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield f"{where}.{name}".lstrip("."), str(name)
-            yield from _texts(inner, f"{where}.{name}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _texts(inner, f"{where}.{index}")
-    elif isinstance(value, str):
-        yield where, value
-
-
 def _open(full: Config) -> Iterator[str]:
-    for place, text in _texts(full):
+    for place, text in texts(full):
         if WORLD.search(text):
             yield (
                 f"{place}={_short(text)!r} is open to every address: whoever reaches a port of Ray can run "
@@ -255,106 +256,13 @@ def _open(full: Config) -> Iterator[str]:
             )
 
 
-def _unguarded(full: Config) -> Iterator[str]:
-    """Token authentication: the mode where Ray starts, and the token on every node."""
-    container = " ".join(str(option) for option in full.get("docker", {}).get("run_options", []))
-    everywhere = f"{container} {full['provider'].get('env', {})}"
-    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        starts = [cmd for cmd in full[name] if "ray start" in cmd]
-        if not all(_token_mode(everywhere) or _token_mode(cmd) for cmd in starts):
-            yield (
-                f"{name} starts Ray without RAY_AUTH_MODE=token: whoever reaches the cluster is obeyed. "
-                "Put `export RAY_AUTH_MODE=token;` before `ray start`."
-            )
-    if not any(str(target).endswith(".ray/auth_token") for target in full["file_mounts"]):
-        yield (
-            "file_mounts brings no ~/.ray/auth_token to the nodes: they would not start, or not know one "
-            "another. Make one with `ray get-auth-token --generate` and mount it at the same place."
-        )
-
-
-def _token_mode(text: str) -> bool:
-    return re.search(r"RAY_AUTH_MODE\W{1,4}token\b", text) is not None
-
-
 def _secrets(full: Config) -> Iterator[str]:
-    for place, text in _texts(full):
+    for place, text in texts(full):
         if SECRET.search(text):
             yield (
                 f"{place} holds what looks like a secret: the file goes to the head, commands stand in "
                 "logs. Mount a file, or give the instance a role."
             )
-
-
-# --------------------------------------------------------------------------------------------------- markets
-
-
-def _labels(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
-    """A node type's market label is what processes are pinned by: it must tell the truth."""
-    for name, node in nodes.items():
-        spot = bool(getattr(node, "spot", False))
-        label = full["available_node_types"][name].get("labels", {}).get(MARKET)
-        truth = "spot" if spot else "on-demand"
-        if isinstance(node, AwsNode | GcpNode) and label != truth:
-            yield (
-                f"available_node_types.{name}.labels has {MARKET}={label} and its node_config buys {truth}: "
-                f"what must not be lost would be placed by it. Set it to {truth}."
-            )
-        if spot and name == full["head_node_type"]:
-            yield (
-                f"head_node_type={name} is spot: with the head the whole cluster goes, learner and replay "
-                "included. Buy it on demand."
-            )
-
-
-def _aws(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
-    for name, node in nodes.items():
-        assert isinstance(node, AwsNode)
-        where = f"available_node_types.{name}.node_config"
-        if node.LaunchTemplate is not None:
-            continue  # what it holds is not known here
-        interfaces = node.NetworkInterfaces or []
-        if not node.SecurityGroupIds and not (interfaces and all(i.Groups for i in interfaces)):
-            yield (
-                f"{where} names no SecurityGroupIds: Ray would make a group that lets the whole internet "
-                "in at port 22. Name a group of yours."
-            )
-        if node.InstanceType is None:
-            yield f"{where}.InstanceType is missing: EC2 would choose. Add it."
-        if node.MetadataOptions is None or node.MetadataOptions.HttpTokens != "required":
-            yield (
-                f"{where}.MetadataOptions.HttpTokens is not required: any request that a process can be made "
-                "to send reads the role's credentials (IMDSv1). Set it to required."
-            )
-    spot = any(getattr(node, "spot", False) for node in nodes.values())
-    if spot and full["provider"].get("cache_stopped_nodes", True):
-        yield (
-            "provider.cache_stopped_nodes=true with spot nodes, which cannot be stopped; others would be, "
-            "and their disks cost on. Set it to false."
-        )
-
-
-def _gcp(full: Config, nodes: Mapping[str, Settings]) -> Iterator[str]:
-    for name, node in nodes.items():
-        assert isinstance(node, GcpNode)
-        where = f"available_node_types.{name}.node_config"
-        if node.machineType is None:
-            yield f"{where}.machineType is missing: Ray tells instances from TPUs by it. Add it."
-        if node.networkInterfaces is None or node.public:
-            yield (
-                f"{where}.networkInterfaces gives the node a public address"
-                f"{' (Ray would)' if node.networkInterfaces is None else ''}: its ports are then as open as "
-                "the network's rules. Name a subnetwork, without accessConfigs."
-            )
-        if (node.gpu or node.spot) and not node.ends_on_maintenance:
-            yield (
-                f"{where}.scheduling.onHostMaintenance is not TERMINATE: an instance with GPUs, or a spot "
-                "one, cannot migrate and is refused. Set it."
-            )
-
-
-OF_PROVIDER: dict[str, Callable[[Config, Mapping[str, Settings]], Iterator[str]]] = {"aws": _aws, "gcp": _gcp}
-"""Provider -> rules of its own."""
 
 
 def _nodes(config: Config) -> list[str]:

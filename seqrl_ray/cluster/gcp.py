@@ -16,8 +16,17 @@ from seqrl_ray.settings import Settings, key
 Table = dict[str, Any]
 
 
-GPU_MACHINES = ("a2-", "a3-", "a4-", "g2-", "g4-")
+GPU_MACHINES = ("a2-", "a3-", "a4-", "a4x-", "g2-", "g4-")
 """Machine types that hold GPUs of their own."""
+
+STANDARD_DISK = "pd-standard"
+"""Kind of a disk that names none."""
+
+STANDARD_DISK_MACHINES = (
+    *("n1-", "n2-", "n2d-", "e2-", "c2-", "c2d-", "t2a-", "t2d-", "m1-", "m2-", "a2-"),
+    *("custom-", "f1-micro", "g1-small"),
+)
+"""Machine types that take such disks; the series after them (G2, A3, C3, N4, ...) do not."""
 
 
 class InitializeParams(Settings):
@@ -165,6 +174,18 @@ class GcpNode(Settings):
     def gpu(self) -> bool:
         """Whether it has GPUs, of its own or by its machine type."""
         return bool(self.guestAccelerators) or str(self.machineType).startswith(GPU_MACHINES)
+
+    @property
+    def standard_disks(self) -> bool:
+        """Whether a disk is made of the kind that the API makes unless told."""
+        made = [d.initializeParams for d in self.disks or [] if d.type != "SCRATCH" and d.source is None]
+        kinds = [(params and params.diskType) or STANDARD_DISK for params in made]
+        return any(kind.rpartition("/")[2] == STANDARD_DISK for kind in kinds)
+
+    @property
+    def takes_standard_disks(self) -> bool:
+        """Whether its machine type takes them."""
+        return str(self.machineType).rpartition("/")[2].startswith(STANDARD_DISK_MACHINES)
 
     @property
     def public(self) -> bool:

@@ -124,10 +124,13 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     else:
         num_gpus = float(asked)
     if num_gpus * learners > gpus:
+        each, lower = ("auto, one each,", "")
+        if asked != "auto":
+            each, lower = f"{num_gpus:g}", "learner.num_gpus or "
         raise RecipeError(
-            f"learner.num_gpus={num_gpus:g} x learner.count={learners} and the cluster has {gpus:g} GPUs: "
-            "the learner could never start. Set learner.num_gpus=auto (0 and learner.device=cpu for several "
-            "learners without GPUs), lower learner.count, or add GPU nodes."
+            f"learner.num_gpus={each} x learner.count={learners} and the cluster has {gpus:g} GPUs: the "
+            f"learner could never start. Lower {lower}learner.count, add GPU nodes, or set "
+            "learner.num_gpus=0 and learner.device=cpu."
         )
     cores = os.cpu_count() or 1
     here = min(recipe.actors.most, max(recipe.actors.count, cores - 1))

@@ -130,6 +130,12 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
         raise RecipeError(
             f"learner.count={base.learner.count} in a sweep: a trial has one learner. Set learner.count=1."
         )
+    for name in ("actors", "learner", "replay"):
+        if selector := getattr(base, name).label_selector:
+            raise RecipeError(
+                f"{name}.label_selector={selector} in a sweep: a trial's room is reserved without labels, so "
+                f"its processes could stand anywhere. Leave {name}.label_selector out."
+            )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
         raise RecipeError(

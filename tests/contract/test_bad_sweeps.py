@@ -134,6 +134,19 @@ CASES: dict[str, tuple[list[str], str]] = {
         "actors.count=[1, 3] in a sweep: a trial's room is reserved before it starts and does not grow. Give "
         "actors.count one number and actors.max_count=0.",
     ),
+    "places for actors": (
+        ["sweep.toml", "recipe.actors.label_selector={role='actor'}"],
+        "actors.label_selector={'role': 'actor'} in a sweep: a trial's room is reserved without labels, so "
+        "its processes could stand anywhere. Leave actors.label_selector out.",
+    ),
+    "places for the learner": (
+        ["sweep.toml", "recipe.learner.label_selector={role='learner'}"],
+        "learner.label_selector={'role': 'learner'} in a sweep",
+    ),
+    "places for shards": (
+        ["sweep.toml", "recipe.replay.label_selector={role='learner'}"],
+        "replay.label_selector={'role': 'learner'} in a sweep",
+    ),
     "optuna proposes to a population": (
         ["sweep.toml", "scheduler.search=optuna"],
         "search='optuna' with kind='pbt': a population changes its values itself. Leave search out, or use "

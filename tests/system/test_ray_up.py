@@ -231,7 +231,7 @@ def test_up_train_grow_lose_a_node_and_down(story, capsys):
         assert victim not in story.workers()
         assert not [pid for pid, at in gone.items() if alive(pid, at)]
         (failure,) = rows(run, "failure")
-        assert (failure["what"], failure["lost_updates"]) == ("actor", 0)
+        assert (failure["what"], failure["lost_updates"]) == ("node", 0)
 
         os.kill(int(pid_file.read_text()), signal.SIGINT)
         assert job.wait(timeout=WAIT_S) == 130, story.tail()

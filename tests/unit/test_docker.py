@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
+from seqrl_ray.cluster.check import WORLD
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 FILES = sorted(path for path in DOCKER.rglob("*") if path.is_file())
+UID = "1000"
+"""Of Ray's own images, too."""
 PINS = {
     line.partition("==")[0].lower()
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -54,9 +58,8 @@ def option(service: str, name: str) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_nothing_listens_to_the_world(path):
     text = path.read_text(encoding="utf-8")
-    assert "0.0.0.0" not in text
+    assert not WORLD.search(text)
     assert "network_mode" not in text
-    assert "[::]" not in text
 
 
 def test_ports_are_published_on_loopback_only():
@@ -175,11 +178,28 @@ def test_the_targets_are_there_and_run_without_privileges():
     for target in ("cpu", "gpu"):
         assert f"COPY --from=venv-{target} /opt/seqrl /opt/seqrl" in found[target]
         users = [line.removeprefix("USER ") for line in found[target] if line.startswith("USER ")]
-        assert users == ["10001:10001"]
+        assert users == [f"{UID}:{UID}"]
         assert found[target].index(f"USER {users[0]}") > found[target].index(
             f"COPY --from=venv-{target} /opt/seqrl /opt/seqrl"
         )
     assert list(found)[-1] == "cpu", "what a build without --target makes"
+
+
+def test_one_user_everywhere():
+    """The image's, the pods', and the owner of the folder that cloud nodes share are one number."""
+    base = " ".join(stages()["base"])
+    assert f"useradd --uid {UID} " in base and f"groupadd --gid {UID} " in base
+    home = re.search(r"--home-dir (\S+)", base)[1]
+    assert f" HOME={home}" in base and f"chmod 1777 {home}" in base  # also for `docker run --user`
+    for name in ("raycluster", "rayjob"):
+        text = (ROOT / "cluster" / "kuberay" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert set(re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", text)) == {UID}
+    for name in ("aws", "gcp"):
+        config = yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert config["docker"]["image"].startswith("rayproject/ray:"), "whose user has that number"
+        *_, mount, owned = config["initialization_commands"]
+        assert " mount -t nfs" in mount
+        assert owned == f"sudo install -d -o {UID} /mnt/shared/runs"
 
 
 def test_what_is_copied_exists():

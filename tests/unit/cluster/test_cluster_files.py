@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import socket
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import yaml
 
 from seqrl_ray.check import check_cluster
 from seqrl_ray.cli import main
-from seqrl_ray.cluster.check import MARKET, TO_FILL_IN, WORLD, check_file, problems_of, read
+from seqrl_ray.cluster.check import TO_FILL_IN, WORLD, check_file, problems_of, read
+from seqrl_ray.cluster.clouds import MARKET
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import data_root
 
@@ -91,6 +93,16 @@ def types(config: dict, name: str) -> dict:
     return config["available_node_types"][name]
 
 
+def disk(config: dict, name: str) -> dict:
+    return types(config, name)["node_config"]["disks"][0]["initializeParams"]
+
+
+def start(config: dict, mode: str, side: str = "head") -> None:
+    """Put something else in place of what turns the token on in a start command."""
+    commands = config[f"{side}_start_ray_commands"]
+    config[f"{side}_start_ray_commands"] = [c.replace("export RAY_AUTH_MODE=token;", mode) for c in commands]
+
+
 WRONG = {
     "a key Ray does not know": ("aws", lambda c: c.update(idle_timeout_minuts=5), "Did you mean"),
     "a key of a node type": ("gcp", lambda c: types(c, "actors").update(max_worker=5), 'mean "max_workers"'),
@@ -115,7 +127,59 @@ WRONG = {
     "a token mode that is off": (
         "local",
         lambda c: c["provider"].update(env={"RAY_AUTH_MODE": "disabled"}),
-        "without RAY_AUTH_MODE=token",
+        "provider.env.RAY_AUTH_MODE sets RAY_AUTH_MODE=disabled",
+    ),
+    "a command that turns its container's token off": (
+        "aws",
+        lambda c: start(c, "export RAY_AUTH_MODE=disabled;"),
+        "head_start_ray_commands.1 sets RAY_AUTH_MODE=disabled",
+    ),
+    "a command that unsets it": (
+        "aws",
+        lambda c: start(c, "unset RAY_AUTH_MODE;"),
+        "head_start_ray_commands.1 sets RAY_AUTH_MODE=:",
+    ),
+    "a container without the token": (
+        "gcp",
+        lambda c: c["docker"].update(run_options=["--env RAY_AUTH_MODE=disabled"]),
+        "docker.run_options.0 sets RAY_AUTH_MODE=disabled",
+    ),
+    "a container's options without a container": (
+        "onprem",
+        lambda c: (start(c, ""), c.update(docker={"run_options": ["--env RAY_AUTH_MODE=token"]})),
+        "head_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
+    ),
+    "a provider's environment that nobody reads": (
+        "onprem",
+        lambda c: (start(c, ""), c["provider"].update(env={"RAY_AUTH_MODE": "token"})),
+        "head_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
+    ),
+    "workers' options for the head": (
+        "aws",
+        lambda c: (
+            start(c, ""),
+            c["docker"].update(run_options=[], worker_run_options=["-e RAY_AUTH_MODE=token"]),
+        ),
+        "head_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
+    ),
+    "a node type's own options": (
+        "aws",
+        lambda c: (
+            start(c, "", "worker"),
+            c["docker"].update(run_options=[], worker_run_options=["-e RAY_AUTH_MODE=token"]),
+            types(c, "actors")["docker"].update(worker_run_options=["--shm-size=2g"]),
+        ),
+        "worker_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
+    ),
+    "a mode that is not exported": (
+        "onprem",
+        lambda c: start(c, "RAY_AUTH_MODE=token;"),
+        "head_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
+    ),
+    "a mode set too late": (
+        "onprem",
+        lambda c: c.update(head_start_ray_commands=["ray start --head; export RAY_AUTH_MODE=token"]),
+        "head_start_ray_commands starts Ray without RAY_AUTH_MODE=token",
     ),
     "a secret": (
         "onprem",
@@ -169,6 +233,41 @@ WRONG = {
         lambda c: types(c, "head")["node_config"].pop("scheduling"),
         "onHostMaintenance is not TERMINATE",
     ),
+    "a disk that the series does not take": (
+        "gcp",
+        lambda c: disk(c, "head").pop("diskType"),
+        "which g2-standard-8 does not take",
+    ),
+    "the same, by its name": (
+        "gcp",
+        lambda c: (
+            disk(c, "actors").update(diskType="zones/us-west1-a/diskTypes/pd-standard"),
+            types(c, "actors")["node_config"].update(machineType="n4-standard-16"),
+        ),
+        "which n4-standard-16 does not take",
+    ),
+    "the account that Ray makes": (
+        "gcp",
+        lambda c: types(c, "head")["node_config"].pop("serviceAccounts"),
+        "Ray would give the head an account of its own making",
+    ),
+    "the project's default account": (
+        "gcp",
+        lambda c: types(c, "actors")["node_config"].update(serviceAccounts=[{"email": "default"}]),
+        "serviceAccounts has email=default",
+    ),
+    "the project's default account, by its name": (
+        "gcp",
+        lambda c: types(c, "actors")["node_config"].update(
+            serviceAccounts=[{"email": "123-compute@developer.gserviceaccount.com"}]
+        ),
+        "serviceAccounts has email=123-compute@",
+    ),
+    "a key on the whole project": (
+        "gcp",
+        lambda c: c["auth"].pop("ssh_private_key"),
+        "auth.ssh_private_key is missing",
+    ),
     "no machine type": (
         "gcp",
         lambda c: types(c, "actors")["node_config"].pop("machineType"),
@@ -182,6 +281,92 @@ def test_what_nobody_wants_is_named(case):
     name, change, words = WRONG[case]
     problems = list(problems_of(edited(name, lambda c: (_unshared(c), change(c)))))
     assert any(words in problem for problem in problems), problems
+
+
+RIGHT = {
+    "the container's environment alone": ("aws", lambda c: (start(c, ""), start(c, "", "worker"))),
+    "in two words": (
+        "aws",
+        lambda c: (start(c, ""), c["docker"].update(head_run_options=["-e", "RAY_AUTH_MODE=token"])),
+    ),
+    "before the command": (
+        "onprem",
+        lambda c: c.update(
+            head_start_ray_commands=["ulimit -n 9; env A=b RAY_AUTH_MODE=token ray start --head"]
+        ),
+    ),
+    "in other letters": ("onprem", lambda c: start(c, 'export A=b RAY_AUTH_MODE="Token";')),
+    "an old series and the API's disk": ("gcp", lambda c: disk(c, "actors").pop("diskType")),
+    "a worker without an account": (
+        "gcp",
+        lambda c: types(c, "actors")["node_config"].pop("serviceAccounts"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_is_right_is_let_through(case):
+    name, change = RIGHT[case]
+    assert list(problems_of(edited(name, lambda c: (_unshared(c), change(c))))) == []
+
+
+def templated(config: dict) -> dict:
+    """Actors of a launch template, which holds what is not said."""
+    _unshared(config)
+    node = types(config, "actors")["node_config"]
+    for name in ("SecurityGroupIds", "InstanceType", "MetadataOptions", "InstanceMarketOptions"):
+        node.pop(name)
+    node["LaunchTemplate"] = {"LaunchTemplateName": "mine"}
+    return node
+
+
+def test_what_a_template_holds_is_not_vouched_for(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(edited("aws", templated)))
+    found = check_file(path)
+    assert found.ok
+    (line,) = (line for line in found.lines if line.startswith("not checked"))
+    assert "available_node_types.actors.node_config.LaunchTemplate" in line
+    assert found.lines[-1].endswith("Not checked: the 1 thing(s) above; look at them yourself.")
+    path.write_text(path.read_text().replace(TO_FILL_IN, "mine"))
+    assert "nothing that was checked in it is open" in check_file(path).lines[-1]
+
+
+def test_what_stands_beside_a_template_is_checked():
+    config = edited("aws", lambda c: templated(c).update(MetadataOptions={"HttpTokens": "optional"}))
+    assert "HttpTokens is not required" in the_problem(config)
+
+
+def test_a_script_that_starts_ray_is_not_vouched_for(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(edited("onprem", lambda c: c.update(head_start_ray_commands=["./up.sh"]))))
+    assert "not checked  head_start_ray_commands: no `ray start` is seen" in "\n".join(check_file(path).lines)
+
+
+def test_what_the_files_say_to_do_is_in_the_readme():
+    """Everything that is to be made beforehand has its command, with the names that the files use."""
+    text = (data_root("cluster") / "README.md").read_text(encoding="utf-8")
+    for command in (
+        "ray get-auth-token --generate",
+        "pip wheel . --no-deps -w dist && cp constraints.txt dist/",
+        "aws ec2 create-security-group",
+        "aws iam create-instance-profile",
+        "aws efs create-mount-target",
+        "gcloud compute firewall-rules create",
+        "gcloud filestore instances create",
+        "ssh-keygen -t ed25519 -f ~/.ssh/seqrl-gcp",
+        "gcloud iam service-accounts disable ray-autoscaler-sa-v1@",
+    ):
+        assert command in text
+    for name in ("head", "actors"):
+        profile = types(shipped("aws"), name)["node_config"]["IamInstanceProfile"]["Name"]
+        assert profile in text.split("for R in ")[1].split("; do")[0].split()
+        (account,) = types(shipped("gcp"), name)["node_config"]["serviceAccounts"]
+        assert f"gcloud iam service-accounts create {account['email'].partition('@')[0]}\n" in text
+    (ports,) = (line for line in text.splitlines() if line.startswith("Let these ports in"))
+    for command in (shipped("onprem")[f"{side}_start_ray_commands"][1] for side in ("head", "worker")):
+        for port in re.findall(r"-port=(\d+)", command):
+            assert port in ports or port in ("52366", "8265"), port  # within a range; on loopback
 
 
 def _unshared(config: dict) -> None:

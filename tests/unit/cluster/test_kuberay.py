@@ -17,6 +17,8 @@ import yaml
 from jsonschema.protocols import Validator
 
 from seqrl_ray.api import read_recipe
+from seqrl_ray.cluster.check import SECRET, WORLD
+from seqrl_ray.loops.checkpoints import MANIFEST
 
 CLUSTER = Path(__file__).resolve().parents[3] / "cluster"
 KUBERAY = CLUSTER / "kuberay"
@@ -157,27 +159,48 @@ def as_submitted(entrypoint: str) -> str:
     return subprocess.list2cmdline(words)
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_the_job_begins_or_goes_on(tmp_path: Path, resumed: bool) -> None:
+CHECKPOINT = "checkpoints/000001-400"
+LEFT = {  # what tries before left in the run's folder
+    "nothing": (),
+    "no checkpoint": ("recipe.toml", "checkpoints/"),
+    "half a checkpoint": ("recipe.toml", f"{CHECKPOINT}/state.json", f"{CHECKPOINT}/{MANIFEST}.partial"),
+    "a checkpoint": ("recipe.toml", f"{CHECKPOINT}/{MANIFEST}"),
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_the_job_begins_or_goes_on(tmp_path: Path, left: str) -> None:
+    """It goes on from a complete checkpoint alone: there is none to resume before, and no folder to take."""
     command = as_submitted(ray_document(KUBERAY / "rayjob.yaml")["spec"]["entrypoint"])
-    assert command.count("/runs/") == 3
     runs = tmp_path / "runs"
-    if resumed:
-        (runs / "cologne8" / "checkpoints").mkdir(parents=True)
+    for tries in range(2):  # the second that began anew finds what the first has put aside
+        for name in LEFT[left]:
+            path = runs / "cologne8" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=True) if name.endswith("/") else path.write_text("")
+        resumed = left == "a checkpoint"
+        told = f"train --resume {runs}/cologne8 --address auto"
+        begun = f"train traffic/cologne8 actors.count=6 --run-dir {runs}/cologne8 --address auto"
+        assert submitted(command, tmp_path) == (told if resumed else begun)
+        assert (runs / "cologne8").exists() is resumed
+        aside = sorted(p.name for p in runs.glob("cologne8-*"))
+        assert len(aside) == (0 if resumed or left == "nothing" else tries + 1), aside
+
+
+def submitted(command: str, tmp_path: Path) -> str:
+    """What the job's command says to seqrl, with the volume at another place."""
     stub = tmp_path / "seqrl"
     stub.write_text('#!/bin/sh\necho "$@"\n')
     stub.chmod(0o755)
     done = subprocess.run(
-        command.replace("/runs/", f"{runs}/"),
+        command.replace("/runs/", f"{tmp_path}/runs/"),
         shell=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
     )
-    told = f"train --resume {runs}/cologne8 --address auto"
-    begun = f"train traffic/cologne8 actors.count=6 --run-dir {runs}/cologne8 --address auto"
-    assert done.stdout.strip() == (told if resumed else begun)
+    return done.stdout.strip()
 
 
 def test_the_job_fits_the_cluster_it_begins_with() -> None:
@@ -200,9 +223,6 @@ def test_the_job_fits_the_cluster_it_begins_with() -> None:
 # ----------------------------------------------------------------------------------------- what must be shut
 
 
-EVERY_ADDRESS = re.compile(r"(?<![\d.])0\.0\.0\.0(?!/)|(?<![\w:])\[?::\]?(?![\w:/])")
-
-
 def configurations() -> Iterator[Path]:
     yield from (p for p in CLUSTER.rglob("*") if p.suffix in {".yaml", ".yml"})
 
@@ -223,7 +243,7 @@ def values(node: Any) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("path", sorted(configurations()), ids=lambda p: p.name)
 def test_nothing_binds_every_address(path: Path) -> None:
     for key, value in (pair for document in documents(path) for pair in values(document)):
-        assert not EVERY_ADDRESS.search(str(value)), (key, value)
+        assert not WORLD.search(str(value)), (key, value)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "--host=0.0.0.0", "http://0.0.0.0:8265", "[::]", "::"])
@@ -232,11 +252,6 @@ def test_the_pattern_sees_every_address(address: str, tmp_path: Path) -> None:
     planted.write_text(yaml.safe_dump({"a": [{"dashboard-host": address}]}))
     with pytest.raises(AssertionError):
         test_nothing_binds_every_address(planted)
-
-
-SECRET = re.compile(
-    r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:(token|secret|password|passwd|api_?key|access_?key)\w*\s*[:=]\s*['\"]?[\w+/-]{16,})"
-)
 
 
 @pytest.mark.parametrize("path", sorted(configurations()), ids=lambda p: p.name)

@@ -9,7 +9,7 @@ import pytest
 from seqrl_ray import api
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe_labels import matches
-from seqrl_ray.runtime import learner, room
+from seqrl_ray.runtime import launch, learner, room
 from seqrl_ray.runtime.nodes import NODE_GROUP
 from seqrl_ray.runtime.room import Nodes, check_room, cpus, to_come
 
@@ -166,3 +166,18 @@ def test_an_actor_that_no_node_has_room_for_is_not_silent(monkeypatch, waits, lo
     source.unplaced = frozenset()
     source._look_for_silence()  # its time runs from when it was last seen to have no room
     assert [gone.cause for gone in source.lost] == lost
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "advice"),
+    [
+        (["learner.count=2"], "auto, one each, x learner.count=2", "Lower learner.count, add"),
+        (["learner.num_gpus=2"], "2 x learner.count=1", "Lower learner.num_gpus or learner.count, add"),
+    ],
+)
+def test_too_few_gpus_are_told_without_advising_what_was_given(monkeypatch, overrides, given, advice):
+    monkeypatch.setattr(launch, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
+    with pytest.raises(RecipeError) as refused:
+        launch.place(recipe_of(*overrides), local=True)
+    assert str(refused.value).startswith(f"learner.num_gpus={given} and the cluster has 1 GPUs: the learner")
+    assert advice in str(refused.value)
