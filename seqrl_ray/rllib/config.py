@@ -96,6 +96,7 @@ def make_config(
     num_gpus: float = 0.0,
     one_process: bool = False,
     session: int = 0,
+    updates: int = 0,
     errors: str | None = None,
 ) -> Config:
     """Return RLlib's configuration of a run; building an Algorithm of it starts the run's processes.
@@ -108,6 +109,7 @@ def make_config(
         num_gpus: GPUs of the learner.
         one_process: no learner process of its own either, also where the algorithm's default is one.
         session: how often the run was taken up before; episodes of different sessions have different seeds.
+        updates: done before.
         errors: name of the actor that hears of the environments' tracebacks.
     Raises: RecipeError: RLlib has no such field, or refuses a value.
     """
@@ -115,7 +117,7 @@ def make_config(
     config = base_config(name, settings)
     default_learners = config.num_learners
     if is_offline(name):
-        set_data(config, recipe, groups, name.removeprefix(PREFIX), session=session)
+        set_data(config, recipe, groups, name.removeprefix(PREFIX), session=session, updates=updates)
         runners, one_process = 0, True
     else:
         register_env(ENV, create)

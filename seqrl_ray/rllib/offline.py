@@ -156,8 +156,17 @@ class DatasetBatches(OfflineData):
         return actions
 
 
+def per_iteration(left: int) -> int:
+    """Return how many updates an iteration makes, so that whole iterations make `left` updates.
+
+    2 to 100 of them. What has no such divisor (a prime above 100, or 1) is overshot by part of an iteration.
+    """
+    known = [n for n in range(2, min(UPDATES_PER_ITERATION, left) + 1) if left % n == 0]
+    return max(known, default=max(2, min(UPDATES_PER_ITERATION, left)))
+
+
 def set_data(
-    config: Any, recipe: Recipe, groups: Mapping[str, GroupSpec], name: str, *, session: int
+    config: Any, recipe: Recipe, groups: Mapping[str, GroupSpec], name: str, *, session: int, updates: int
 ) -> None:
     """Tell RLlib's configuration where the data comes from.
 
@@ -167,13 +176,15 @@ def set_data(
         groups: policy id -> what it sees and does.
         name: of the algorithm, without the prefix.
         session: how often the run was taken up before.
+        updates: done before.
     """
     given = config.dataset_num_iters_per_learner
+    left = (recipe.stop.updates or recipe.offline_updates) - updates
     config.offline_data(
         input_=["a dataset folder of seqrl-ray"],  # only says that there is data: the class opens it
         input_config={"recipe": recipe, "groups": dict(groups), "name": name, "session": session},
         offline_data_class=DatasetBatches,
         # One update per iteration would take another way through RLlib, without an iterator.
-        dataset_num_iters_per_learner=max(2, given or min(UPDATES_PER_ITERATION, recipe.offline_updates)),
+        dataset_num_iters_per_learner=max(2, given or per_iteration(max(1, left))),
     )
     config._is_online = False  # CQL forgets to say so: it would make an environment of its own

@@ -124,6 +124,7 @@ class RllibSession:
             num_gpus=room.num_gpus,
             one_process=room.runners == 0,
             session=self._taken_up,
+            updates=self.counts["updates"],
             errors=box,
         )
         self.algorithm: Any = None

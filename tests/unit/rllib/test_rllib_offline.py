@@ -13,7 +13,7 @@ from seqrl_ray import api
 from seqrl_ray.collecting import collect_into
 from seqrl_ray.data.dataset import Dataset
 from seqrl_ray.rllib.config import make_config, module_spec, settings_of
-from seqrl_ray.rllib.offline import DatasetBatches
+from seqrl_ray.rllib.offline import DatasetBatches, per_iteration
 from seqrl_ray.rllib.preflight import groups_of
 from seqrl_ray.rllib.spaces import observe
 
@@ -103,6 +103,13 @@ def test_marwil_is_given_whole_episodes(data):
     lengths = set((dataset.episode_rows - 1).tolist())
     assert {int(n) for n in np.diff(np.concatenate([[-1], ends])) - 1} <= lengths
     assert torch.isfinite(flat["default_policy/advantages"]).all()
+
+
+@pytest.mark.parametrize(
+    ("left", "each"), [(1_000, 100), (40, 40), (130, 65), (101, 100), (97, 97), (2, 2), (1, 2)]
+)
+def test_whole_iterations_make_the_updates_that_are_left(left, each):
+    assert per_iteration(left) == each
 
 
 def test_equal_seeds_draw_equal_batches(data):
