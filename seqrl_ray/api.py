@@ -120,7 +120,13 @@ def scale(run: str | Path, least: int, most: int | None = None) -> None:
     from seqrl_ray.runtime.crew import ask
 
     folder = open_run(Path(run))
-    ask(folder, read_recipe(folder / "recipe.toml"), least, least if most is None else most)
+    recipe = read_recipe(folder / "recipe.toml")
+    if is_rllib(recipe.algorithm["name"]):
+        raise RecipeError(
+            f"{folder} is a run of {recipe.algorithm['name']}: RLlib's env runners are as many from "
+            "beginning to end. Resume it with another actors.count."
+        )
+    ask(folder, recipe, least, least if most is None else most)
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from seqrl_ray.rllib.envs import take_ended
@@ -27,11 +28,22 @@ class EpisodeReports(RLlibCallback):
 
 
 @cache
-def counting(learner: type) -> type:
-    """Return a learner class that counts its gradient steps: RLlib counts calls and samples."""
+def counting(learner: type, threads: int = 0) -> type:
+    """Return a learner class that counts its gradient steps: RLlib counts calls and samples.
+
+    Args:
+        learner: RLlib's.
+        threads: of torch in its process, which may be another than the driver's; 0 = as they are.
+    """
+
+    def build(self: Any) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        learner.build(self)  # type: ignore[attr-defined]
 
     def _log_steps_trained_metrics(self: Any, batch: Any) -> None:
         learner._log_steps_trained_metrics(self, batch)  # type: ignore[attr-defined]
         self.metrics.log_value((ALL_MODULES, UPDATES), 1, reduce="sum")
 
-    return type(learner.__name__, (learner,), {"_log_steps_trained_metrics": _log_steps_trained_metrics})
+    own = {"build": build, "_log_steps_trained_metrics": _log_steps_trained_metrics}
+    return type(learner.__name__, (learner,), own)

@@ -6,7 +6,7 @@ before anything is started.
 |------------------------------------|-----------------------------------------------------------------------|
 | actors.count, envs_per_actor, cpus | num_env_runners, num_envs_per_env_runner, num_cpus_per_env_runner     |
 | actors.hang_timeout_s              | sample_timeout_s                                                      |
-| learner.num_gpus, device           | num_learners, num_gpus_per_learner                                    |
+| learner.num_gpus, device, threads  | num_learners, num_gpus_per_learner, num_cpus_per_learner              |
 | learner.report_every_s             | min_time_s_per_iteration, where an iteration is many small steps      |
 | policies                           | policies, policy_mapping_fn (one agent: a single-agent run)           |
 | seed                               | seed                                                                  |
@@ -32,8 +32,9 @@ from seqrl_ray.errors import RecipeError, did_you_mean
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.rllib.callbacks import EpisodeReports, counting
 from seqrl_ray.rllib.envs import create, single_agent
+from seqrl_ray.rllib.fields import check_field
 from seqrl_ray.rllib.masking import MASKED
-from seqrl_ray.rllib.offline import OFFLINE, set_data
+from seqrl_ray.rllib.offline import OFFLINE, one_by_one, set_data
 from seqrl_ray.rllib.spaces import action_space, observation_space
 from seqrl_ray.settings import NONE, parse
 from seqrl_ray.types import GroupSpec
@@ -49,43 +50,6 @@ NOT_BRIDGED = {
 }
 """Algorithms that RLlib registers and the bridge refuses, and why."""
 
-SET_ELSEWHERE = {
-    "env": "[env]",
-    "env_config": "[env]",
-    "observation_space": "[env]",
-    "action_space": "[env]",
-    "num_env_runners": "actors.count",
-    "num_envs_per_env_runner": "actors.envs_per_actor",
-    "num_cpus_per_env_runner": "actors.cpus",
-    "sample_timeout_s": "actors.hang_timeout_s",
-    "num_gpus_per_learner": "learner.num_gpus",
-    "policies": "[policies]",
-    "policy_mapping_fn": "[policies]",
-    "seed": "seed",
-    "min_time_s_per_iteration": "learner.report_every_s",
-    "offline_data_class": "[data]",
-}
-"""Fields of RLlib's that a key of the recipe sets."""
-
-OURS = (
-    "evaluation_",
-    "offline_eval",
-    "callbacks_",
-    "enable_",
-    "framework",
-    "model",
-    "input_",
-    "output",
-    "prelearner_",
-    "is_",
-    "in_evaluation",
-    "algo_class",
-    "create_",
-    "custom_evaluation",
-    "custom_resources_per_env_runner",
-)
-"""Beginnings of fields that the bridge keeps for itself."""
-
 
 def make_config(
     recipe: Recipe,
@@ -94,9 +58,11 @@ def make_config(
     runners: int,
     runner_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    learner_cpus: float = 1.0,
+    learner_threads: int = 0,
     one_process: bool = False,
     session: int = 0,
-    updates: int = 0,
+    sampled: int = 0,
     errors: str | None = None,
 ) -> Config:
     """Return RLlib's configuration of a run; building an Algorithm of it starts the run's processes.
@@ -107,9 +73,11 @@ def make_config(
         runners: processes that step environments; 0 = the process that builds the Algorithm does.
         runner_cpus: CPUs each of them asks of Ray.
         num_gpus: GPUs of the learner.
+        learner_cpus: CPUs that a learner process asks of Ray.
+        learner_threads: of torch in it; 0 = as many as it begins with.
         one_process: no learner process of its own either, also where the algorithm's default is one.
         session: how often the run was taken up before; episodes of different sessions have different seeds.
-        updates: done before.
+        sampled: environment steps of the run before it was taken up: of none of them is a replay buffer left.
         errors: name of the actor that hears of the environments' tracebacks.
     Raises: RecipeError: RLlib has no such field, or refuses a value.
     """
@@ -117,7 +85,7 @@ def make_config(
     config = base_config(name, settings)
     default_learners = config.num_learners
     if is_offline(name):
-        set_data(config, recipe, groups, name.removeprefix(PREFIX), session=session, updates=updates)
+        set_data(config, recipe, groups, name.removeprefix(PREFIX), session=session)
         runners, one_process = 0, True
     else:
         register_env(ENV, create)
@@ -129,17 +97,26 @@ def make_config(
         num_cpus_per_env_runner=runner_cpus,
         sample_timeout_s=recipe.actors.hang_timeout_s,
     )
+    if one_process and "num_learners" in settings.config:
+        raise RecipeError(
+            f"algorithm.config.num_learners={settings.config['num_learners']} where one process does all: it "
+            "would have no effect. Leave it out."
+        )
     learners = 0 if one_process else max(default_learners, 1 if num_gpus else 0)
+    learner: type = config.get_default_learner_class()
     config.learners(
         num_learners=learners,
         num_gpus_per_learner=num_gpus,
-        learner_class=counting(config.get_default_learner_class()),
+        num_cpus_per_learner=learner_cpus,
+        learner_class=counting(one_by_one(learner) if is_offline(name) else learner, learner_threads),
     )
     # How many deaths are too many is the session's to say: RLlib has no such thing as ten minutes.
     config.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=recipe.seed, log_level="ERROR")
     config.callbacks(EpisodeReports)
     _iteration(config, recipe, settings)
+    if sampled and not is_offline(name) and config.count_steps_by == "env_steps":
+        _fill_again(config, sampled)
     _policies(config, settings, groups, modules_of(name, groups))
     _multi_agent_replay(config, groups)
     _validated(config, recipe)
@@ -149,6 +126,15 @@ def make_config(
 def is_offline(name: str) -> bool:
     """Return whether an algorithm of RLlib's learns from data alone."""
     return name.removeprefix(PREFIX) in OFFLINE
+
+
+def remote_learners(recipe: Recipe, num_gpus: float) -> int:
+    """Return how many learner processes beside the driver a run has."""
+    name = recipe.algorithm["name"]
+    if is_offline(name):
+        return 0
+    config = base_config(name, settings_of(recipe))
+    return max(int(config.num_learners), 1 if num_gpus else 0)
 
 
 def settings_of(recipe: Recipe) -> RllibSettings:
@@ -167,19 +153,13 @@ def base_config(name: str, settings: RllibSettings) -> Config:
             f"algorithm.name={name!r} is not bridged: {NOT_BRIDGED[plain]}. Choose another algorithm."
         )
     config: Config = ALGORITHMS[plain]()[1]  # type: ignore[no-untyped-call]
-    known = fields(config)
     for field, given in settings.config.items():
-        _check_field(config, field, given, known)
+        check_field(config, field, given, offline=is_offline(name))
+        _check_type(f"algorithm.config.{field}", given, getattr(config, field))
     config.update_from_dict({k: _value(config, k, v) for k, v in settings.config.items()})
     if hasattr(config, "actor_lr") and "lr" not in settings.config:
         config.lr = None  # CQL's own default breaks the rule that its own check has for it
     return config
-
-
-def fields(config: Config) -> tuple[str, ...]:
-    """Return the names that `[algorithm.config]` may have, sorted."""
-    names = {name for name in vars(config) if not name.startswith(("_", *OURS))}
-    return tuple(sorted((names | {"train_batch_size_per_learner"}) - set(SET_ELSEWHERE)))
 
 
 def model_config(settings: RllibSettings) -> dict[str, Any]:
@@ -253,12 +233,27 @@ def _policies(
 
 
 def _iteration(config: Config, recipe: Recipe, settings: RllibSettings) -> None:
-    """Have an iteration last for about one report where RLlib makes it of many small steps."""
+    """Have an iteration last for about one report where RLlib makes it of many small steps. CQL's, which has
+    SAC's settings, is some updates, as with the others that learn from data alone.
+    """
+    if is_offline(recipe.algorithm["name"]):
+        config.reporting(
+            min_time_s_per_iteration=None,
+            min_sample_timesteps_per_iteration=0,
+            min_train_timesteps_per_iteration=0,
+        )
+        return
     by_steps = bool(config.min_sample_timesteps_per_iteration)
     if by_steps and "min_sample_timesteps_per_iteration" not in settings.config:
         config.reporting(min_sample_timesteps_per_iteration=0)
     if by_steps or config.min_time_s_per_iteration:
         config.reporting(min_time_s_per_iteration=recipe.learner.report_every_s)
+
+
+def _fill_again(config: Config, sampled: int) -> None:
+    """Have learning wait until the new replay buffer holds as much as the first one had to."""
+    if hasattr(config, "num_steps_sampled_before_learning_starts"):
+        config.num_steps_sampled_before_learning_starts += sampled
 
 
 def _policy_of(drives: Mapping[str, str], agent_id: str, *args: Any, **kwargs: Any) -> str:
@@ -273,20 +268,6 @@ def _multi_agent_replay(config: Config, groups: Mapping[str, GroupSpec]) -> None
     kind = buffer["type"] if isinstance(buffer["type"], str) else buffer["type"].__name__
     if not kind.startswith("MultiAgent"):
         config.training(replay_buffer_config={**buffer, "type": f"MultiAgent{kind}"})
-
-
-def _check_field(config: Config, field: str, given: Any, known: tuple[str, ...]) -> None:
-    if field in SET_ELSEWHERE:
-        raise RecipeError(
-            f"algorithm.config.{field}={given!r}: the recipe's {SET_ELSEWHERE[field]} sets it, and one of "
-            f"them would be lost. Set {SET_ELSEWHERE[field]}."
-        )
-    if field not in known:
-        raise RecipeError(
-            f"algorithm.config.{field} is not a field of RLlib's {type(config).__name__} that a recipe can "
-            f"set.{did_you_mean(field, known)} Known here: {', '.join(known)}."
-        )
-    _check_type(f"algorithm.config.{field}", given, getattr(config, field))
 
 
 def _check_type(where: str, given: Any, default: Any) -> None:

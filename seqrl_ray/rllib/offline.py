@@ -6,24 +6,32 @@ directly, in the learner's process: uniformly over decisions (MARWIL: whole epis
 need), through RLlib's own learner connectors, with the networks as they are now. Continuous actions are
 handed over as RLlib's networks put them out, in [-1, 1], because acting maps them back (`normalize_actions`).
 
+RLlib moves target networks and schedules once per call of its learner, however many minibatches the call
+has, and gives CQL's learner no count of decisions at all. Here every minibatch is a call (`one_by_one`), as
+with RLlib's `dataset_num_iters_per_learner=1`, and the count is the learner's own: a resume goes on with it.
+
 Dims: B decisions of a batch, N decisions of the data, F frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+from ray.air.constants import TRAINING_ITERATION
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils import flatten_dict
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.spaces.space_utils import normalize_action
 
 from seqrl_ray.loops.build import SHARDS, stream_seed
 from seqrl_ray.loops.offline import Offline, open_data
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.rllib.callbacks import ALL_MODULES
 from seqrl_ray.rllib.spaces import action_space, observation_space, observe
 from seqrl_ray.types import Array, GroupSpec, IntArray
 
@@ -156,17 +164,39 @@ class DatasetBatches(OfflineData):
         return actions
 
 
-def per_iteration(left: int) -> int:
-    """Return how many updates an iteration makes, so that whole iterations make `left` updates.
+@cache
+def one_by_one(learner: type) -> type:
+    """Return a learner class whose `update` is several of RLlib's (as `set_data` says), a minibatch each.
 
-    2 to 100 of them. What has no such divisor (a prime above 100, or 1) is overshot by part of an iteration.
+    What it has learned from is in `seen`: decisions and updates, lifetime counts.
     """
-    known = [n for n in range(2, min(UPDATES_PER_ITERATION, left) + 1) if left % n == 0]
-    return max(known, default=max(2, min(UPDATES_PER_ITERATION, left)))
+
+    def build(self: Any) -> None:
+        learner.build(self)  # type: ignore[attr-defined]
+        self.seen = {"decisions": 0, "updates": 0}
+
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given, result = self.config.input_config, None
+        updates = max(1, min(given["updates"], given["total"] - self.seen["updates"]))
+        if hasattr(self.config, "bc_iters"):
+            # CQL's learner counts its updates in a sum that each report empties: it never came to bc_iters.
+            self.metrics.log_value((ALL_MODULES, TRAINING_ITERATION), self.seen["updates"], reduce="sum")
+        for number in range(1, updates + 1):
+            self.seen["decisions"] += self.config.train_batch_size_per_learner
+            self.seen["updates"] += 1
+            own = {
+                "timesteps": {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.seen["decisions"]},
+                "num_iters": 1,
+                "_no_metrics_reduce": number < updates,
+            }
+            result = learner.update(self, *args, **{**kwargs, **own})  # type: ignore[attr-defined]
+        return result
+
+    return type(learner.__name__, (learner,), {"build": build, "update": update})
 
 
 def set_data(
-    config: Any, recipe: Recipe, groups: Mapping[str, GroupSpec], name: str, *, session: int, updates: int
+    config: Any, recipe: Recipe, groups: Mapping[str, GroupSpec], name: str, *, session: int
 ) -> None:
     """Tell RLlib's configuration where the data comes from.
 
@@ -176,15 +206,16 @@ def set_data(
         groups: policy id -> what it sees and does.
         name: of the algorithm, without the prefix.
         session: how often the run was taken up before.
-        updates: done before.
     """
-    given = config.dataset_num_iters_per_learner
-    left = (recipe.stop.updates or recipe.offline_updates) - updates
+    updates = config.dataset_num_iters_per_learner or min(UPDATES_PER_ITERATION, recipe.offline_updates)
+    total = recipe.stop.updates or recipe.offline_updates
+    given = {"recipe": recipe, "groups": dict(groups), "name": name, "session": session}
+    given |= {"updates": updates, "total": total}
     config.offline_data(
         input_=["a dataset folder of seqrl-ray"],  # only says that there is data: the class opens it
-        input_config={"recipe": recipe, "groups": dict(groups), "name": name, "session": session},
+        input_config=given,
         offline_data_class=DatasetBatches,
-        # One update per iteration would take another way through RLlib, without an iterator.
-        dataset_num_iters_per_learner=max(2, given or per_iteration(max(1, left))),
+        # Says "an iterator" to RLlib, which takes another way for 1; how many updates, `one_by_one` knows.
+        dataset_num_iters_per_learner=2,
     )
     config._is_online = False  # CQL forgets to say so: it would make an environment of its own

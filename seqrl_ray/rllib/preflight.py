@@ -18,7 +18,7 @@ from seqrl_ray.types import GroupSpec
 
 NOT_READ = {
     "replay": "*",
-    "actors": ("fragment_steps", "in_flight"),
+    "actors": ("fragment_steps", "in_flight", "max_node_losses_per_10_min"),
     "learner": (
         "batch_size",
         "updates_per_call",
@@ -28,7 +28,16 @@ NOT_READ = {
         "max_policy_lag_updates",
     ),
 }
-"""Sections of a recipe -> the keys that RLlib has its own of."""
+"""Sections of a recipe -> the keys that a run of RLlib's does not read."""
+
+REFUSED = {
+    "learner.count": "RLlib has its own learners. Set algorithm.config.num_learners",
+    "actors.max_count": "RLlib's env runners are as many from beginning to end. Give actors.count one number",
+    "actors.label_selector": "RLlib's env runners stand on any node. Leave it out",
+    "learner.label_selector": "RLlib's learner is the driver, or stands on any node. Leave it out",
+    "replay.label_selector": "RLlib's replay buffer is in the driver. Leave it out",
+}
+"""Keys that may have no other value than their default -> why, and what to do."""
 
 
 def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
@@ -75,6 +84,12 @@ def preflight(recipe: Recipe, checkpoint: Path | None = None) -> Plan:
 def check_recipe(recipe: Recipe) -> None:
     """Refuse what the bridge has not. Raises: RecipeError."""
     name = recipe.algorithm["name"]
+    for key, why in REFUSED.items():
+        section, _, plain = key.partition(".")
+        settings = getattr(recipe, section)
+        value, default = getattr(settings, plain), type(settings).model_fields[plain].default
+        if value != default and (key != "actors.max_count" or recipe.actors.elastic):
+            raise RecipeError(f"{key}={value} with algorithm.name={name!r}: {why}.")
     kinds, data = [phase.kind for phase in recipe.phase], recipe.data is not None
     if kinds != (["offline"] if is_offline(name) else ["online"]) or (data and not is_offline(name)):
         own = (
@@ -99,12 +114,12 @@ def unused_keys(recipe: Recipe) -> list[str]:
     for section, keys in NOT_READ.items():
         settings = getattr(recipe, section)
         for name, info in type(settings).model_fields.items():
-            wiring = (section, name) == ("replay", "wiring")  # resolved by us on resume
-            if not wiring and (keys == "*" or name in keys) and getattr(settings, name) != info.default:
+            elsewhere = name == "label_selector" or (section, name) == ("replay", "wiring")  # resolved by us
+            if not elsewhere and (keys == "*" or name in keys) and getattr(settings, name) != info.default:
                 found.append(f"{section}.{name}")
     if not found:
         return []
-    return [f"not read, RLlib has its own under [algorithm.config]: {', '.join(found)}"]
+    return [f"not read by RLlib, which has most of them under [algorithm.config]: {', '.join(found)}"]
 
 
 def groups_of(recipe: Recipe) -> dict[str, GroupSpec]:

@@ -8,6 +8,8 @@ checkpoints without a pickle, our evaluator, and an account of deaths.
 Departs from RLlib: its checkpoints are pickles, ours hold the same state (networks, optimisers, the
 adaptive coefficients that RLlib leaves out) as safetensors and JSON, beside the acting weights that every
 evaluation of ours reads. As in RLlib, a replay buffer is in no checkpoint.
+
+This file is long because all that a `Session` promises stands in one place.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from seqrl_ray.rllib.acting import flat
 from seqrl_ray.rllib.callbacks import EPISODES, UPDATES
 from seqrl_ray.rllib.config import is_offline, make_config, modules_of
 from seqrl_ray.rllib.judging import Judges, failure_of
+from seqrl_ray.rllib.pace import Pace
 from seqrl_ray.rllib.preflight import groups_of, unused_keys
 from seqrl_ray.rllib.state import learner_state, restore_learner
 from seqrl_ray.runtime.session import Death
@@ -55,6 +58,8 @@ class Room:
     runner_cpus: float = 1.0
     num_gpus: float = 0.0
     learner_threads: int = 1
+    learner_cpus: float = 1.0
+    """Of a learner that is a process of its own."""
     evaluator_cpus: float = 1.0
     evaluators: int = 1
     """Processes of the final evaluation."""
@@ -122,9 +127,11 @@ class RllibSession:
             runners=room.runners,
             runner_cpus=room.runner_cpus,
             num_gpus=room.num_gpus,
+            learner_cpus=room.learner_cpus,
+            learner_threads=room.learner_threads,
             one_process=room.runners == 0,
             session=self._taken_up,
-            updates=self.counts["updates"],
+            sampled=self.counts["env_steps"],
             errors=box,
         )
         self.algorithm: Any = None
@@ -136,6 +143,8 @@ class RllibSession:
         except BaseException:
             self._end()
             raise
+        most_s = self.algorithm.config.min_time_s_per_iteration
+        self._pace = Pace(most_s) if most_s else None
         self._seen_steps = self._lifetime_steps()
         self._finished: list[Finished] = []
         self._losses: dict[str, float] = {}
@@ -180,7 +189,7 @@ class RllibSession:
         """
         until = time.monotonic() + seconds
         while not self.done and not 0 < env_steps <= self.env_steps:
-            self._iterate()
+            self._iterate(env_steps)
             if time.monotonic() >= until or self._notes:
                 break
         finished, self._finished = self._finished, []
@@ -194,7 +203,16 @@ class RllibSession:
             done=self.done,
         )
 
-    def _iterate(self) -> None:
+    def _left(self, env_steps: int) -> dict[str, int]:
+        """Return what may still be made; env_steps: nearer than the run's end, 0 = no."""
+        stop, counts = self.recipe.stop, self.counts
+        most = {"env_steps": min(env_steps or stop.env_steps, stop.env_steps), "updates": stop.updates}
+        return {name: amount - counts[name] for name, amount in most.items() if amount}
+
+    def _iterate(self, until_steps: int) -> None:
+        began, before = time.monotonic(), dict(self.counts)
+        if self._pace is not None:
+            _set_iteration_s(self.algorithm.config, self._pace.next_s(self._left(until_steps)))
         result = self.algorithm.train()
         runners, learners = result.get("env_runners", {}), result.get("learners", {})
         lifetime = self._lifetime_steps()
@@ -210,6 +228,8 @@ class RllibSession:
             self.counts["episodes"] += len(ended)
             ends = tuple(EpisodeEnd(0, e["seed"], e["steps"], e["metrics"]) for e in ended)
             self._finished.append(Finished("rllib", ends))
+        if self._pace is not None:
+            self._pace.made({n: c - before[n] for n, c in self.counts.items()}, time.monotonic() - began)
         self._take_losses(learners)
         self._look_after_runners(made)
 
@@ -380,6 +400,13 @@ def _in_folder(cls: Any, folder: Path) -> Any:
         self._logdir = str(folder)
 
     return type(cls.__name__, (cls,), {"_setup_logdir": _setup_logdir})
+
+
+def _set_iteration_s(config: Any, seconds: float) -> None:
+    """Say how long the next iteration lasts at least: RLlib asks its configuration anew before each."""
+    config._is_frozen = False
+    config.min_time_s_per_iteration = seconds
+    config._is_frozen = True
 
 
 def _whole(value: Any) -> int:

@@ -1,8 +1,9 @@
 """What RLlib has learned, as a tree that our checkpoints hold, and back.
 
 RLlib's own checkpoints are pickles (or msgpack of pickles), and they leave the adaptive coefficients of PPO's
-and APPO's KL penalty and of SAC's entropy out: a run gone on with would begin with the first ones. Here they
-are kept. Not kept, as in RLlib: replay buffers, and the means that RLlib's metrics smooth over.
+and APPO's KL penalty, of SAC's entropy and of MARWIL's advantages out: a run gone on with would begin with
+the first ones. Here they are kept. Not kept, as in RLlib: replay buffers, and the means that RLlib's metrics
+smooth over.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 
 from seqrl_ray.errors import CheckpointError
 
-COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
+COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha", "moving_avg_sqd_adv_norms_per_module")
 """Attributes of RLlib's learners that adapt during a run and that their state leaves out."""
 
 STEPS = "env_runners--num_env_steps_sampled_lifetime"
-"""The count that RLlib's schedules (lr, entropy, epsilon) follow, as its metrics name it in their state."""
+"""The count that RLlib's schedules (lr, entropy, epsilon) follow, as its metrics name it in their state. With
+data alone it is the learner's own, see `offline.one_by_one`."""
 
 
 def learner_state(algorithm: Any) -> dict[str, Any]:
@@ -31,7 +33,10 @@ def learner_state(algorithm: Any) -> dict[str, Any]:
         for name, own in state["optimizer"].items()
     }
     coefficients = algorithm.learner_group.foreach_learner(_coefficients).result_or_errors[0].get()
-    steps = algorithm.metrics.get_state()["stats"].get(STEPS)
+    if algorithm.env_runner_group is None:
+        steps = algorithm.learner_group.foreach_learner(_seen).result_or_errors[0].get()
+    else:
+        steps = algorithm.metrics.get_state()["stats"].get(STEPS)
     return {
         "weights_seq_no": int(state["weights_seq_no"]),
         "modules": state[COMPONENT_RL_MODULE],
@@ -67,10 +72,12 @@ def restore_learner(algorithm: Any, saved: Mapping[str, Any]) -> None:
         }
     )
     group.foreach_learner(_set_coefficients, values=saved["coefficients"])
+    if algorithm.env_runner_group is None:  # it learns from data alone
+        if saved["steps"] is not None:
+            group.foreach_learner(_set_seen, values=saved["steps"])
+        return
     if saved["steps"] is not None:
         algorithm.metrics.set_state({"stats": {STEPS: saved["steps"]}})
-    if algorithm.env_runner_group is None:  # it learns from data alone
-        return
     state = group.get_state(components="learner/rl_module", inference_only=True)[COMPONENT_LEARNER]
     algorithm.env_runner_group.sync_env_runner_states(
         config=algorithm.config,
@@ -81,6 +88,15 @@ def restore_learner(algorithm: Any, saved: Mapping[str, Any]) -> None:
         env_to_module=algorithm.env_to_module_connector,
         module_to_env=algorithm.module_to_env_connector,
     )
+
+
+def _seen(learner: Any) -> dict[str, int]:
+    """Return the counts of `offline.one_by_one`."""
+    return dict(learner.seen)
+
+
+def _set_seen(learner: Any, *, values: Mapping[str, int]) -> None:
+    learner.seen = dict(values)
 
 
 def _coefficients(learner: Any) -> dict[str, dict[str, float]]:

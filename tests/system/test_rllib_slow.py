@@ -56,6 +56,51 @@ def test_algorithms_run_on_environments_of_every_kind(ray_here, tmp_path, recipe
     assert again == summary["evaluation"]["return"]["mean"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "algorithm", "most"),
+    [
+        ("classic/cartpole", "DQN", 10),  # a step of each environment at a time
+        ("classic/pendulum_sac", "SAC", 10),
+        ("classic/cartpole", "IMPALA", 4 * 2 * 50),  # some answers of each runner, of 50 steps each
+        ("classic/cartpole", "APPO", 4 * 2 * 50),
+    ],
+)
+def test_a_run_ends_soon_after_its_budget(ray_here, tmp_path, recipe, algorithm, most):
+    overrides = [
+        f'algorithm={{ name = "rllib:{algorithm}" }}',
+        "algorithm.model.fcnet_hiddens=[16]",
+        "actors.count=2",
+        "actors.envs_per_actor=1",
+        "evaluation.episodes=1",
+        "evaluation.controllers=[]",
+        "learner.report_every_s=5",  # at thousands of steps per second
+        "stop.env_steps=3000",
+    ]
+    if algorithm in ("IMPALA", "APPO"):
+        overrides += [
+            "algorithm.config.rollout_fragment_length=50",
+            "algorithm.config.train_batch_size_per_learner=100",
+        ]
+    summary = api.train(recipe, overrides, run_dir=tmp_path / "run", quiet=True).summary
+    print(f"\n{algorithm}: {summary['env_steps'] - 3000} steps over")
+    assert 3000 <= summary["env_steps"] <= 3000 + most
+
+
+def test_a_sweep_trains_who_has_a_learner_process_by_default(tmp_path):
+    (tmp_path / "impala.toml").write_text(
+        SWEEP.replace("classic/cartpole_ppo", "classic/cartpole").format(
+            kind="asha",
+            overrides=(
+                "'algorithm={ name = \"rllib:IMPALA\" }', "
+                "'algorithm.config.train_batch_size_per_learner=100', 'evaluation.episodes=1', "
+                "'evaluation.controllers=[]', 'learner.report_every_s=0.2'"
+            ),
+        )
+    )
+    done = api.tune(tmp_path / "impala.toml", ["trial.processes=many"], run_dir=tmp_path / "run", quiet=True)
+    assert done.summary["status"] == "completed" and done.summary["errors"] == []
+
+
 @pytest.mark.parametrize("algorithm", ["BC", "MARWIL", "CQL", "IQL"])
 def test_offline_algorithms_learn_from_a_dataset_of_ours(ray_here, tmp_path, algorithm):
     name = "classic/pendulum_sac" if algorithm in ("CQL", "IQL") else "classic/mined_chain"

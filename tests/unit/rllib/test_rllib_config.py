@@ -7,8 +7,10 @@ from rllib_world import group_of, recipe_of
 
 from seqrl_ray import api, check
 from seqrl_ray.errors import RecipeError
-from seqrl_ray.rllib.config import fields, make_config, model_config, settings_of
-from seqrl_ray.rllib.preflight import check_recipe, groups_of, unused_keys
+from seqrl_ray.recipe import Recipe, write
+from seqrl_ray.rllib.config import make_config, model_config, settings_of
+from seqrl_ray.rllib.fields import NO_EFFECT, NO_EFFECT_OFFLINE, fields
+from seqrl_ray.rllib.preflight import NOT_READ, REFUSED, check_recipe, groups_of, unused_keys
 
 
 def refusal(recipe, *, runners: int = 1) -> str:
@@ -46,6 +48,31 @@ CASES = {
     "unknown network setting": (
         ("PPO", {"model": {"fcnet_hidden": [8]}}),
         "algorithm.model.fcnet_hidden is not a field of RLlib's DefaultModelConfig. Did you mean",
+    ),
+    "a field of RLlib's older stack": (
+        ("PPO", {"config": {"num_gpus": 1}}),
+        "algorithm.config.num_gpus=1: neither RLlib's present stack nor the bridge reads it, it would have "
+        "no effect. Use learner.num_gpus.",
+    ),
+    "a field of the older stack that nothing replaces": (
+        ("PPO", {"config": {"compress_observations": True}}),
+        "it would have no effect. Leave it out: nothing here does what it did.",
+    ),
+    "a field that the bridge sets": (
+        ("PPO", {"config": {"restart_failed_env_runners": False}}),
+        "algorithm.config.restart_failed_env_runners=False: the recipe's actors.max_restarts_per_10_min sets",
+    ),
+    "the same name in two stacks": (
+        ("IMPALA", {"config": {"epsilon": 0.01}}),
+        "algorithm.config.epsilon=0.01: neither RLlib's present stack nor the bridge reads it",
+    ),
+    "a field that RLlib has done away with": (
+        ("PPO", {"config": {"sgd_minibatch_size": 64}}),
+        "algorithm.config.sgd_minibatch_size is not a field of RLlib's PPOConfig that a recipe can set.",
+    ),
+    "learners of an algorithm without": (
+        ("MARWIL", {"config": {"num_learners": 2}}),
+        "algorithm.config.num_learners=2: neither RLlib's present stack nor the bridge reads it",
     ),
     "not bridged": (("DreamerV3", {}), "algorithm.name='rllib:DreamerV3' is not bridged: "),
 }
@@ -121,10 +148,105 @@ def test_data_phases_and_settings_by_policy_are_refused():
 def test_keys_that_are_not_read_are_said():
     (line,) = unused_keys(recipe_of("classic/cartpole"))
     assert line == (
-        "not read, RLlib has its own under [algorithm.config]: replay.sampler, replay.capacity_steps, "
-        "replay.samples_per_insert, learner.batch_size"
+        "not read by RLlib, which has most of them under [algorithm.config]: replay.sampler, "
+        "replay.capacity_steps, replay.samples_per_insert, learner.batch_size"
     )
     assert unused_keys(api.read_recipe("classic/cartpole_ppo")) == []
+
+
+READ = {
+    "": ("name", "description", "seed", "prometheus", "folder"),
+    "actors": ("count", "envs_per_actor", "hang_timeout_s", "max_restarts_per_10_min", "cpus"),
+    "replay": (),
+    "learner": (
+        "device",
+        "num_gpus",
+        "threads",
+        "checkpoint_every_s",
+        "keep_checkpoints",
+        "report_every_s",
+    ),
+    "stop": ("env_steps", "updates", "wall_s"),
+}
+"""What the bridge reads of the tables that it does not read whole."""
+WHOLE = ("env", "algorithm", "policies", "data", "phase", "evaluation")
+
+
+def test_every_key_of_a_recipe_is_read_or_said_or_refused():
+    """A new key of the schema must be thought of here."""
+    for name, info in Recipe.model_fields.items():
+        if name in WHOLE or name in READ[""]:
+            continue
+        assert name in READ, f"[{name}] is read, not read, or refused?"
+        for key in type(info.default).model_fields:
+            unread = NOT_READ.get(name, ())
+            places = (key in READ[name], f"{name}.{key}" in REFUSED, unread == "*" or key in unread)
+            assert any(places), f"{name}.{key} is read, not read, or refused?"
+            assert not (places[0] and any(places[1:])), f"{name}.{key} stands twice"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "learner.count=2",
+            "learner.count=2 with algorithm.name='rllib:PPO': RLlib has its own learners. Set",
+        ),
+        ("actors.count=[1, 4]", "actors.max_count=4 with algorithm.name='rllib:PPO': "),
+        ('actors.label_selector={ zone = "a" }', "actors.label_selector={'zone': 'a'} with algorithm.name="),
+        ('learner.label_selector={ zone = "a" }', "learner.label_selector={'zone': 'a'} with algorithm.name"),
+        ('replay.label_selector={ zone = "a" }', "replay.label_selector={'zone': 'a'} with algorithm.name="),
+    ],
+)
+def test_what_a_cluster_does_for_ours_and_not_for_rllibs_is_refused(override, says):
+    with pytest.raises(RecipeError) as refused:
+        check_recipe(recipe_of("classic/cartpole", "PPO", override))
+    assert str(refused.value).startswith(says) and "\n" not in str(refused.value)
+
+
+def test_a_range_of_one_number_is_a_number():
+    check_recipe(recipe_of("classic/cartpole", "PPO", "actors.count=[2, 2]"))
+
+
+def test_the_number_of_a_runs_actors_cannot_be_scaled(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    write(recipe_of("classic/cartpole"), run / "recipe.toml")
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(RecipeError, match="is a run of rllib:PPO: RLlib's env runners are as many from"):
+        api.scale(run, 1)
+    assert not (run / "actors.json").exists()
+
+
+def test_fields_without_effect_are_fields_of_rllibs():
+    """A misspelt or outdated name in the tables would refuse nothing."""
+    from ray.rllib.algorithms.registry import ALGORITHMS
+
+    configs = [make()[1] for make in ALGORITHMS.values()]
+    for name in {**NO_EFFECT, **NO_EFFECT_OFFLINE}:
+        assert any(hasattr(config, name) for config in configs), name
+
+
+def test_a_learner_process_is_given_its_cpus_and_threads():
+    recipe = recipe_of("classic/cartpole", "IMPALA")
+    config = make_config(recipe, groups_of(recipe), runners=1, learner_cpus=0.5, learner_threads=3)
+    assert (config.num_learners, config.num_cpus_per_learner) == (1, 0.5)
+    set_to: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torch.set_num_threads", set_to.append)
+        config.build_learner()
+    assert set_to == [3]
+
+
+@pytest.mark.parametrize("algorithm", ["DQN", "SAC"])
+def test_a_resumed_run_fills_its_buffer_again_before_it_learns(algorithm):
+    name = "num_steps_sampled_before_learning_starts"
+    recipe = recipe_of("classic/pendulum_sac" if algorithm == "SAC" else "classic/cartpole", algorithm)
+    first, on = (make_config(recipe, groups_of(recipe), runners=1, sampled=n) for n in (0, 5000))
+    assert getattr(on, name) == getattr(first, name) + 5000
+    # Agents' steps, which RLlib counts from 0 again, need no more.
+    by_agents = recipe_of("classic/cartpole", "DQN", config={"count_steps_by": "agent_steps"})
+    assert getattr(make_config(by_agents, groups_of(by_agents), runners=1, sampled=5000), name) == 1000
 
 
 def test_none_stands_for_none():
