@@ -185,9 +185,8 @@ class Exporter:
         known = [value for value in values if value is not None]
         if row["name"] == POLICY and known:
             self._set("seqrl_evaluation_headline", (("metric", self.headline),), sum(known) / len(known))
-        if (
-            not row["final"] and self._gauges.get(("seqrl_training", ())) == 0.0
-        ):  # training waited, and goes on
+        waited = self._gauges.get(("seqrl_training", ())) == 0.0
+        if waited and not row["final"]:  # training goes on
             self._updated_at = time.monotonic()
             if (AGE, ()) in self._gauges:
                 self._set(AGE, (), 0.0)
