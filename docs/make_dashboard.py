@@ -68,7 +68,8 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Updates per second", "Falls when the learner waits for data."),
         Panel("Steps, updates, episodes", "Where the run stands."),
         Panel("Progress", "Share of the budget that is spent."),
-        Panel("Training", "On while the run trains; off in the final evaluation; ends with the run."),
+        Panel("Training", "On while the run trains; off in evaluations it waits for; ends with the run."),
+        Panel("Newest update", "Its age, and how long it was in coming; an alert at 3 times that."),
         Panel("Weights published", "Bytes per second sent to the weight board."),
         Panel("Actors", "How many stand; where `actors.count` is a range they follow the cluster."),
         Panel("All-reduce", "100 % = all the time: several learners wait for one another, or the network."),
@@ -116,14 +117,17 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "SeqrlNoLearnerStep",
         f"max by ({BY}) (ray_seqrl_training) == 1"
-        f" and on ({BY}) max by ({BY}) (ray_seqrl_updates_total) > 0"
-        f" and on ({BY}) {total('rate(ray_seqrl_updates_total[1m])')} == 0",
+        f" and on ({BY}) max by ({BY}) (ray_seqrl_update_age_seconds) > 60"
+        f" and on ({BY}) max by ({BY}) (ray_seqrl_update_age_seconds)"
+        f" > 3 * max by ({BY}) (ray_seqrl_update_interval_seconds)",
         "15s",
         "critical",
-        "no learner step in 60 s",
+        "no learner step in 60 s, nor in three times what the one before took to come",
         "The run trains, has made updates before, and makes none. The learner waits for data (see Waits, "
         "and whether actors live), compiles, is being replaced, or hangs: `ray stack` on its node tells. "
-        "Where whole episodes are learned from, episodes longer than a minute look the same.",
+        "Updates are seen when a report has them: rare reports (`learner.report_every_s`, RLlib's long "
+        "iterations), and long episodes that are learned from as a whole, make it later, not wrong. It is "
+        "wrong where updates suddenly come three times as rarely as before: a long checkpoint, for one.",
     ),
     Alert(
         "SeqrlActorRestarts",

@@ -14,7 +14,7 @@ class Listener(Protocol):
         ...
 
     def trained(self) -> None:
-        """Training is over, the run is not."""
+        """Training is over, or stands still for an evaluation; the run is not over."""
         ...
 
     def close(self) -> None:

@@ -250,7 +250,7 @@ class RunFolder:
                 self.restarts[row["what"]] += 1
 
     def trained(self) -> None:
-        """Say that training is over; a final evaluation may follow."""
+        """Say that training is over, or waits for an evaluation that is not final."""
         self._listener.trained()
 
     def close(self) -> None:

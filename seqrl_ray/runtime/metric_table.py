@@ -84,8 +84,20 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "seqrl_training", "gauge", "on", (),
-        "1 from the first report to the end of training, 0 afterwards; the series ends with the run.",
+        "1 from the first report to the end of training, 0 afterwards, and while a sweep's member is judged; "
+        "the series ends with the run.",
         "Training", "value", "own",
+    ),
+    Metric(
+        "seqrl_update_age_seconds", "gauge", "seconds", (),
+        "Seconds since a report had new updates; begins with the run's first.",
+        "Newest update", "value", "own",
+    ),
+    Metric(
+        "seqrl_update_interval_seconds", "gauge", "seconds", (),
+        "How long the newest updates were in coming: seconds between the newest two reports that had some, "
+        "or from the run's beginning to the first; at least learner.report_every_s.",
+        "Newest update", "value", "own",
     ),
     Metric(
         "seqrl_env_steps_total", "counter", "steps", (),

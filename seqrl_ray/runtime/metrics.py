@@ -8,6 +8,10 @@ habits of Ray 2.60 shape it. A gauge is forgotten if it is not set anew within t
 which a slow report, a checkpoint or an evaluation may take: so a thread says the last ones again. A counter
 does not exist before it is first raised, and Ray's `inc` refuses 0: so those that alerts stand on are begun
 with 0.
+
+Counters move only with reports, and reports may be minutes apart (`learner.report_every_s`; RLlib's come
+between whole iterations). Whether a learner still learns is therefore not in the rate of a counter: the
+thread says how old the newest update is, and beside it stands how long that one was in coming.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -40,6 +45,8 @@ NEEDS = ("aiohttp", "opencensus", "opentelemetry", "prometheus_client")
 
 NOT_THE_ALGORITHMS = re.compile(r"(pacing_|replay\d*_|queued_)")
 """How those fields of a report begin, after `<policy>/`, that are not the algorithm's own metrics."""
+
+AGE, INTERVAL = "seqrl_update_age_seconds", "seqrl_update_interval_seconds"
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -105,7 +112,7 @@ class Exporter:
         """Begin the counters that alerts stand on.
 
         Args:
-            recipe: says the labels `run` and `seed`, and the headline metric.
+            recipe: says the labels `run` and `seed`, the headline metric and how often reports come at most.
             make: has `Counter` and `Gauge`; a test's own.
         """
         self.run = {"run": recipe.name, "seed": str(recipe.seed)}
@@ -119,6 +126,9 @@ class Exporter:
         self._last: dict[tuple[str, Labels], float] = {}  # counters as the rows had them
         self._gauges: dict[tuple[str, Labels], float] = {}
         self._lock = threading.Lock()
+        self._report_every_s = recipe.learner.report_every_s
+        self._updates = 0.0  # as the newest report had them
+        self._updated_at = time.monotonic()  # when a report last had more of them; at first the beginning
         self._episodes: deque[float] = deque(maxlen=EPISODES)
         for metric in METRICS:
             for value in metric.begins:
@@ -139,10 +149,7 @@ class Exporter:
             if (value := _number(row.get(self.headline))) is not None:
                 self._episodes.append(value)
         elif kind == "evaluation":
-            values = [_number(episode.get(self.headline)) for episode in row["episodes"]]
-            known = [value for value in values if value is not None]
-            if row["name"] == POLICY and known:
-                self._set("seqrl_evaluation_headline", (("metric", self.headline),), sum(known) / len(known))
+            self._evaluation(row)
         elif kind == "failure":
             self._failure(row)
         elif kind == "sweep":
@@ -152,7 +159,7 @@ class Exporter:
                 self._raise("seqrl_exploits_total", (("action", row["event"]),), 1.0)
 
     def trained(self) -> None:
-        """Training is over; what follows is the final evaluation."""
+        """Training is over, or stands still until an evaluation comes that is not the final one."""
         self._set("seqrl_training", (), 0.0)
 
     def close(self) -> None:
@@ -167,10 +174,34 @@ class Exporter:
                 self._known[field] = self._find(field)
             for metric, labels in self._known[field]:
                 self._take(metric, labels, value)
+        self._watch(_number(row.get("updates")))
         self._set("seqrl_training", (), 1.0)
         if self._episodes:
             mean = sum(self._episodes) / len(self._episodes)
             self._set("seqrl_episode_headline", (("metric", self.headline),), mean)
+
+    def _evaluation(self, row: Mapping[str, Any]) -> None:
+        values = [_number(episode.get(self.headline)) for episode in row["episodes"]]
+        known = [value for value in values if value is not None]
+        if row["name"] == POLICY and known:
+            self._set("seqrl_evaluation_headline", (("metric", self.headline),), sum(known) / len(known))
+        waited = self._gauges.get(("seqrl_training", ())) == 0.0
+        if waited and not row["final"]:  # training goes on
+            self._updated_at = time.monotonic()
+            if (AGE, ()) in self._gauges:
+                self._set(AGE, (), 0.0)
+            self._set("seqrl_training", (), 1.0)
+
+    def _watch(self, updates: float | None) -> None:
+        """Note when updates come. Fewer than before are a restored learner's, and none of them is new."""
+        if updates is None:
+            return
+        if updates > self._updates:
+            now = time.monotonic()
+            self._set(INTERVAL, (), max(self._report_every_s, now - self._updated_at))
+            self._updated_at = now
+            self._set(AGE, (), 0.0)
+        self._updates = updates
 
     def _find(self, field: str) -> list[tuple[Metric, Labels]]:
         """Return the metrics that a field of a report is, with its labels."""
@@ -237,6 +268,8 @@ class Exporter:
     def _keep_alive(self) -> None:
         while not self._closed.wait(REFRESH_S):
             with self._lock:
+                if (AGE, ()) in self._gauges:
+                    self._gauges[AGE, ()] = time.monotonic() - self._updated_at
                 gauges = dict(self._gauges)
             for (name, labels), value in gauges.items():
                 self._told[name].set(value, tags={**self.run, **dict(labels)})

@@ -114,6 +114,7 @@ class TrialRun:
 
     def judge(self, seeds: Sequence[int]) -> list[float]:
         """Return the headline metric of one greedy episode per seed."""
+        self.folder.trained()  # training waits meanwhile: nobody is to miss its updates
         ends = self.session.judge_now(seeds)
         at = {"env_steps": self.env_steps, "updates": int(self._last.get("updates", 0))}
         self.folder.evaluation(POLICY, ends, **at, final=False)

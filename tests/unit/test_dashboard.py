@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +24,7 @@ from tests.unit.dashboards import (
     parsed,
     variable_metrics,
 )
+from tests.unit.promql import Series, evaluate, fires
 
 MAKE = make_dashboard()
 DASHBOARD = json.loads(MAKE.DASHBOARD.read_text(encoding="utf-8"))
@@ -104,7 +107,7 @@ def test_alerts_say_whom_they_mean():
         assert rule["annotations"]["description"].endswith(".")
 
 
-# ------------------------------------------------------------------------------ with promtool, where it is
+# -------------------------------------------------------------------------------------------- what fires
 
 CASES = """\
 rule_files: [alerts.yaml]
@@ -115,12 +118,30 @@ tests:
     input_series:
       - series: ray_seqrl_training{run="a", seed="0", WorkerId="w"}
         values: 1x60
-      - series: ray_seqrl_updates_total{run="a", seed="0", WorkerId="w"}
-        values: 0+10x12 120x48
+      - series: ray_seqrl_update_age_seconds{run="a", seed="0", WorkerId="w"}
+        values: 1x12 5+5x47
+      - series: ray_seqrl_update_interval_seconds{run="a", seed="0", WorkerId="w"}
+        values: 2x60
     alert_rule_test:
       - {eval_time: 60s, alertname: SeqrlNoLearnerStep}
-      - {eval_time: 115s, alertname: SeqrlNoLearnerStep}
+      - {eval_time: 135s, alertname: SeqrlNoLearnerStep}
       - eval_time: 150s
+        alertname: SeqrlNoLearnerStep
+        exp_alerts: [{exp_labels: {run: a, seed: "0", severity: critical}, exp_annotations: *ANY*}]
+  - name: reports that come every 5 minutes, and then no more
+    interval: 5s
+    input_series:
+      - series: ray_seqrl_training{run="a", seed="0"}
+        values: 1x300
+      - series: ray_seqrl_update_age_seconds{run="a", seed="0"}
+        values: 0+5x59 0+5x240
+      - series: ray_seqrl_update_interval_seconds{run="a", seed="0"}
+        values: 300x300
+    alert_rule_test:
+      - {eval_time: 120s, alertname: SeqrlNoLearnerStep}
+      - {eval_time: 295s, alertname: SeqrlNoLearnerStep}
+      - {eval_time: 1215s, alertname: SeqrlNoLearnerStep}
+      - eval_time: 1230s
         alertname: SeqrlNoLearnerStep
         exp_alerts: [{exp_labels: {run: a, seed: "0", severity: critical}, exp_annotations: *ANY*}]
   - name: a run that has ended, and one that has not begun to learn
@@ -128,23 +149,12 @@ tests:
     input_series:
       - series: ray_seqrl_training{run="a", seed="0"}
         values: 1x12 0x48
-      - series: ray_seqrl_updates_total{run="a", seed="0"}
-        values: 0+10x12 120x48
+      - series: ray_seqrl_update_age_seconds{run="a", seed="0"}
+        values: 1x12 5+5x47
+      - series: ray_seqrl_update_interval_seconds{run="a", seed="0"}
+        values: 2x60
       - series: ray_seqrl_training{run="b", seed="0"}
         values: 1x60
-      - series: ray_seqrl_updates_total{run="b", seed="0"}
-        values: 0x60
-    alert_rule_test:
-      - {eval_time: 250s, alertname: SeqrlNoLearnerStep}
-  - name: a resumed run counts on in a series of its own
-    interval: 5s
-    input_series:
-      - series: ray_seqrl_training{run="a", seed="0", WorkerId="new"}
-        values: 1x60
-      - series: ray_seqrl_updates_total{run="a", seed="0", WorkerId="old"}
-        values: 500x60
-      - series: ray_seqrl_updates_total{run="a", seed="0", WorkerId="new"}
-        values: 500+5x60
     alert_rule_test:
       - {eval_time: 250s, alertname: SeqrlNoLearnerStep}
   - name: deaths
@@ -237,8 +247,94 @@ def test_every_alert_has_a_case():
     assert fired == {rule["alert"] for rule in RULES}
 
 
+def test_the_evaluator_works_out_what_prometheus_does():
+    """By hand; what a rule makes of series promtool says too, below, where it is."""
+    series = [
+        Series.read('x{k="a", s="0"}', "0+10x12", "5s"),
+        Series.read('x{k="b", s="0"}', "40+10x2 0+10x9", "5s"),  # begins again at 15 s
+        Series.read('y{s="0"}', "_x3 7", "5s"),
+    ]
+
+    def at(expr: str, now: float = 60.0) -> dict[str, float] | float:
+        found = evaluate(parsed(expr), series, now)
+        if isinstance(found, float):
+            return found
+        return {",".join(f"{k}={v}" for k, v in sorted(labels)): value for labels, value in found.items()}
+
+    assert at("1 + 2 * 3") == 7.0
+    assert at("x") == {"k=a,s=0": 120.0, "k=b,s=0": 90.0}
+    assert at("y", 14.0) == {} and at("y") == {"s=0": 7.0} and at("y", 320.0) == {}
+    assert at('rate(x{k="a"}[20s])') == {"k=a,s=0": pytest.approx(2.0)}  # 15 s seen, a gap of 5 s before
+    assert at('increase(x{k="a"}[60s])', 10.0) == {"k=a,s=0": pytest.approx(20.0)}, "not below 0"
+    assert at('increase(x{k="b"}[20s])', 20.0) == {"k=b,s=0": pytest.approx((10 + 0 + 10) * 20 / 15)}
+    assert at("sum by (s) (x)") == {"s=0": 210.0} and at('max by (k) (x{k=~"a|c"})') == {"k=a": 120.0}
+    assert at("x > 100") == {"k=a,s=0": 120.0} and at("100 > x") == {"k=b,s=0": 90.0}
+    assert at('x unless on (k) x{k!="a"}') == {"k=a,s=0": 120.0}
+    assert at("x and on (s) y == 7") == at("x") and at("x and on (s) y > 7") == {}
+    assert at('x{k="a"} / on (s) y') == {"s=0": 120.0 / 7.0}
+    assert at('x{k="a"} / y') == {} and at('x{k="a"} > on (s) 3 * y') == {"s=0": 120.0}
+    for unknown in (
+        "x or y",
+        "avg(x)",
+        "delta(x[1m])",
+        "x offset 5m",
+        "x > bool 1",
+        "sum without (k) (x)",
+        "-x",
+    ):
+        with pytest.raises(NotImplementedError):
+            at(unknown)
+    with pytest.raises(AssertionError, match="many to many"):
+        at("x / on (s) y")
+
+
+def untrue(rules: list[dict[str, Any]], name: str) -> list[str]:
+    """Return the cases of an alert that its rule, as it stands in `rules`, does not bear out."""
+    rule = next(rule for rule in rules if rule["alert"] == name)
+    table = yaml.safe_load(cases())
+    found: list[str] = []
+    for test in table["tests"]:
+        series = [Series.read(one["series"], one["values"], test["interval"]) for one in test["input_series"]]
+        for case in test["alert_rule_test"]:
+            if case["alertname"] != name:
+                continue
+            wanted = [alert["exp_labels"] for alert in case.get("exp_alerts", ())]
+            got = [
+                {**labels, **rule["labels"]}
+                for labels in fires(
+                    parsed(rule["expr"]), rule["for"], series, case["eval_time"], table["evaluation_interval"]
+                )
+            ]
+            if sorted(got, key=str) != sorted(wanted, key=str):
+                found.append(f"{test['name']}, {case['eval_time']}: {got}, not {wanted}")
+    return found
+
+
+@pytest.mark.parametrize("name", [rule["alert"] for rule in RULES])
+def test_alerts_fire_when_they_should_and_only_then(name):
+    assert untrue(RULES, name) == []
+
+
+TURNED = {">": "<", "<": ">", "==": "!=", "and": "unless", "unless": "and"}
+"""What could be written by mistake."""
+PLACES = [
+    (rule["alert"], *found.span())
+    for rule in RULES
+    for found in re.finditer(r"(?<= )(>|<|==|and|unless)(?= )", rule["expr"])
+]
+
+
+@pytest.mark.parametrize(("name", "start", "end"), PLACES)
+def test_a_rule_turned_round_is_noticed(name, start, end):
+    rules = copy.deepcopy(RULES)
+    rule = next(rule for rule in rules if rule["alert"] == name)
+    expr = rule["expr"]
+    rule["expr"] = expr[:start] + TURNED[expr[start:end]] + expr[end:]
+    assert untrue(rules, name), rule["expr"]
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
-def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path):
+def test_promtool_says_the_same(tmp_path: Path):
     shutil.copy(MAKE.RULES, tmp_path / "alerts.yaml")
     (tmp_path / "cases.yaml").write_text(cases(), encoding="utf-8")
     for command in (

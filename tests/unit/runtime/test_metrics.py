@@ -138,6 +138,9 @@ def test_a_real_report_has_the_fields(told, exporter):
     told_of = {name for name, _ in told.values}
     wanted = {metric.name for metric in METRICS if metric.row == "report"}
     assert wanted - told_of == {
+        "seqrl_actors",
+        "seqrl_all_reduce_seconds_total",
+        "seqrl_dropped_steps_total",
         "seqrl_queued_draws",
         "seqrl_fragments_in_flight",
         "seqrl_published_weights_bytes_total",
@@ -231,6 +234,77 @@ def test_returns_and_evaluations(told, exporter):
     assert told.get("seqrl_evaluation_headline", metric="return") is None
     exporter.row("evaluation", {"name": "policy", "final": False, "episodes": rows})
     assert told.get("seqrl_evaluation_headline", metric="return") == 6.0
+
+
+class Clock:
+    """Stands for `time`."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clocked(told, monkeypatch):
+    """(an exporter whose clock stands, a function that moves it and waits until gauges are said again)."""
+    clock = Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(metrics, "REFRESH_S", 0.005)
+    exporter = metrics.Exporter(recipe("learner.report_every_s=2"), told)
+
+    def later(seconds):
+        clock.now += seconds
+        said = told.said
+        for _ in range(500):
+            if told.said >= said + 20:  # more than one round
+                return
+            threading.Event().wait(0.01)
+        raise AssertionError("gauges are not said again")
+
+    yield exporter, later
+    exporter.close()
+
+
+def test_the_age_of_the_newest_update_and_how_long_it_was_in_coming(told, clocked):
+    """What the alert on a learner that stands compares; no report is needed for the age to grow."""
+    exporter, later = clocked
+
+    def seen():
+        return told.get("seqrl_update_age_seconds"), told.get("seqrl_update_interval_seconds")
+
+    exporter.row("report", {"updates": 0})
+    later(20.0)
+    assert seen() == (None, None), "nothing has been learned yet"
+    exporter.row("report", {"updates": 5})
+    assert seen() == (0.0, 20.0), "from the beginning"
+    later(300.0)
+    assert seen() == (300.0, 20.0)
+    exporter.row("report", {"updates": 6})
+    assert seen() == (0.0, 300.0)
+    later(50.0)
+    exporter.row("report", {"updates": 6})
+    exporter.row("report", {"updates": 4})  # a restored learner's
+    assert seen() == (50.0, 300.0)
+    exporter.row("report", {"updates": 5})
+    assert seen() == (0.0, 50.0)
+    later(0.5)
+    exporter.row("report", {"updates": 7})
+    assert seen() == (0.0, 2.0), "at least the recipe's"
+
+
+def test_a_member_that_is_judged_misses_no_updates(told, clocked):
+    exporter, later = clocked
+    exporter.row("report", {"updates": 5})
+    exporter.trained()
+    later(600.0)
+    assert told.get("seqrl_training") == 0.0
+    exporter.row("evaluation", {"name": "policy", "final": False, "episodes": []})
+    assert told.get("seqrl_training") == 1.0 and told.get("seqrl_update_age_seconds") == 0.0
+    exporter.trained()
+    exporter.row("evaluation", {"name": "policy", "final": True, "episodes": []})
+    assert told.get("seqrl_training") == 0.0
 
 
 def test_gauges_are_said_again_until_the_end(told, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from seqrl_ray import api
 from seqrl_ray.loops import checkpoints
+from seqrl_ray.loops.listener import Nobody
 from seqrl_ray.tune.board import LOG, Board, read_log
 from seqrl_ray.tune.member import Member, Terms
 from seqrl_ray.tune.population import Rules
@@ -207,6 +209,25 @@ def test_a_run_that_has_lost_its_weights_lives_on_with_anothers(start, tmp_path)
     assert all(math.isfinite(v) for v in lost.judge([7, 8]))
     rows = [json.loads(line) for line in (tmp_path / "lost" / "metrics.jsonl").read_text().splitlines()]
     assert [r["event"] for r in rows if r["kind"] == "sweep"] == ["diverged"]
+
+
+def test_nobody_misses_the_updates_of_a_run_that_is_judged(start, monkeypatch):
+    """An alert looks at runs that train; a judged one says that it does not, until the evaluation is."""
+    heard: list[str] = []
+
+    class Ear(Nobody):
+        def row(self, kind: str, row: Mapping[str, Any]) -> None:
+            heard.append(kind)
+
+        def trained(self) -> None:
+            heard.append("trained")
+
+    monkeypatch.setattr("seqrl_ray.tune.run.open_exporter", lambda recipe: Ear())
+    run = start("judged")
+    run.train(640, nothing)
+    heard.clear()
+    run.judge([7])
+    assert heard == ["trained", "evaluation"]
 
 
 def test_a_run_taken_up_again_is_the_run_it_was_at_the_checkpoint(start, tmp_path):
