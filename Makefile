@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 RECIPE ?= traffic/cologne8
 
-.PHONY: train test test-all test-ops lint clean
+.PHONY: train test test-all test-ops lint clean test-ray test-rest
 .DEFAULT_GOAL := test
 
 # Made again only when what is installed would change.
@@ -21,9 +21,16 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/seqrl train $(RECIPE)
 
-# Two processes: one has the tests that start Ray, the other takes the rest file by file (tests/conftest.py).
+# Side by side: the tests that start a real Ray, and all others. Two Rays at once would be slow to start.
+SHORT := not learning and not slow and not gpu and not kill
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(MAKE) --no-print-directory -j 2 test-ray test-rest
+
+test-ray:
+	$(BIN)/python -m pytest -m "system and $(SHORT)"
+
+test-rest:
+	$(BIN)/python -m pytest -m "not system and $(SHORT)"
 
 # Everything, hours: learning runs and real kills included.
 test-all: $(STAMP)

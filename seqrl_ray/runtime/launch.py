@@ -57,6 +57,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address in (None, "local"):
+        # Ray's head would remember every call (25 MB/min were seen) for a dashboard that is not there
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         count = cpus or max(os.cpu_count() or 1, 64)
         options.update(address="local", include_dashboard=False, num_cpus=count)
     else:
