@@ -15,7 +15,7 @@ from seqrl_ray.loops.feed import feed
 from seqrl_ray.loops.parts import Part, check_sharing, with_own_draws
 from seqrl_ray.loops.trainer import make_pacing
 from seqrl_ray.replay.sampling import global_weights
-from seqrl_ray.runtime import launch, learner_group
+from seqrl_ray.runtime import launch, learner_group, room
 from seqrl_ray.runtime.collective import LearnerLost
 from seqrl_ray.runtime.learner_group import Followers, Said, Word
 from seqrl_ray.runtime.remote_replay import RemoteReplay
@@ -166,11 +166,12 @@ def test_an_algorithm_without_gradients_is_refused_by_name():
 def test_learners_that_no_cluster_could_hold_are_refused_with_the_arithmetic(monkeypatch):
     recipe = recipe_of(*TWO)
     monkeypatch.setattr(launch, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    with pytest.raises(RecipeError, match=r"num_gpus=1 x learner.count=2 and the cluster has 1 GPUs"):
+    with pytest.raises(RecipeError, match=r"x learner.count=2 and the cluster has 1 GPUs"):
         launch.place(recipe, local=True)
-    monkeypatch.setattr(launch, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(room, "present", lambda: [room.Nodes({}, 4.0)])
+    monkeypatch.setattr(room, "to_come", lambda: [])
     with pytest.raises(RecipeError, match=r"2 for the learner \+ 2 shards = 5 CPUs, and the cluster has 4"):
-        launch.place(recipe, local=False)
+        room.check_room(recipe, recipe.learner.count * 1, 2)
 
 
 def test_several_learners_draw_from_shards_of_their_own_processes():
