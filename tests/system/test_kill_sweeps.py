@@ -70,8 +70,10 @@ def test_a_killed_trial_is_taken_up_again(tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(TINY)
     root = tmp_path / "run"
     with subprocess.Popen(
-        [*COMMAND, str(tmp_path / "tiny.toml"), "--run-dir", str(root)], stderr=subprocess.PIPE, text=True
-    ) as driver:
+        [*COMMAND, str(tmp_path / "tiny.toml"), "budget.env_steps=16000", "--run-dir", str(root)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:  # long enough to be caught at work
         until = time.monotonic() + 200
         victim = None
         while victim is None and time.monotonic() < until and driver.poll() is None:
@@ -84,7 +86,7 @@ def test_a_killed_trial_is_taken_up_again(tmp_path, capsys):
         os.kill(victim, signal.SIGKILL)
         _, said = driver.communicate(timeout=500)
     assert driver.returncode == 0, said
-    check_sweep(root, 3, 3200)
+    check_sweep(root, 3, 16000)
     trial = next((root / "tune" / "session-1").glob("PopulationTrial_*trial=1*"))
     pids = {json.loads(line)["pid"] for line in (trial / "result.json").read_text().splitlines()}
     assert len(pids) == 2
