@@ -88,7 +88,7 @@ class CompiledSteps:
 
     def __call__(self, state: LearnedState, batch: Any, scalars: Sequence[Sequence[float]]) -> Progress:
         """Take `updates` steps; see `FlatLearner.steps`. `batch` has leading dimensions [k, B]."""
-        table = torch.tensor(scalars, dtype=torch.float32, device=self._device)  # [k, 4]
+        table = torch.tensor(scalars, dtype=torch.float32, device=self._device)  # [k, 5]
         progress: Progress = self._steps(state, change(batch, _contiguous), table)
         return progress
 

@@ -37,6 +37,14 @@ class DqnSettings(Settings):
         0, "the target is copied every this many updates; 0 = blended", unit="updates", ge=0
     )
 
+    average_share: float = key(
+        0.0,
+        "act, and be judged, with averaged weights, whose mean age is this share of the updates so far; 0 = "
+        "with the last",
+        ge=0.0,
+        le=0.5,
+    )
+
     epsilon_start: float = key(1.0, "chance of a random action at the start", ge=0.0, le=1.0)
     epsilon_end: float = key(0.05, "chance of a random action after the decay", ge=0.0, le=1.0)
     epsilon_fraction: float = key(0.5, "share of the run over which epsilon falls linearly", ge=0.0, le=1.0)

@@ -3,8 +3,8 @@
 All parameters are views of one contiguous vector, and so are their gradients: a step of Adam, a clip, a blend
 of the target network and a copy for the actors are each a few operations on it, whatever the network.
 Sources: Adam: Kingma and Ba (2015), arXiv:1412.6980, and with weight decay Loshchilov and Hutter (2019),
-arXiv:1711.05101, as torch.optim computes them; exploration by actor: Horgan et al. (2018), arXiv:1803.00933.
-Departs from the latter: the ladder's base may itself be annealed.
+arXiv:1711.05101, as torch.optim computes them; averaged weights: Karras et al. (2024), arXiv:2312.02696, 3.1;
+exploration by actor: Horgan et al. (2018), arXiv:1803.00933, whose ladder's base may here itself be annealed.
 Longer than a file should be, and one file, so that an algorithm and all it stands on stay one short read.
 Dims: S slots, U updates in one call, k updates in one graph, B batch, A actions, P parameters.
 """
@@ -62,6 +62,7 @@ class LearnedState(NamedTuple):
     target: Tensor
     first_moment: Tensor
     second_moment: Tensor
+    average: Tensor
 
 
 class Progress(NamedTuple):
@@ -93,6 +94,7 @@ class Optimiser:
     target_period_updates: int = 0
     weight_decay: float = 0.0
     warmup_updates: int = 0
+    average_share: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Optimiser:
@@ -115,6 +117,10 @@ class Optimiser:
         if self.target_period_updates:
             return 1.0 if update % self.target_period_updates == 0 else 0.0
         return self.target_tau
+
+    def average_rate(self, update: int) -> float:
+        """Share of the average that update number `update` (from 1) makes up."""
+        return min(1.0, (1.0 / self.average_share - 1.0) / update) if self.average_share else 1.0
 
 
 class FlatLearner(Generic[SettingsT]):
@@ -141,7 +147,8 @@ class FlatLearner(Generic[SettingsT]):
         if self._slow:
             self.target_network = copy.deepcopy(self.network).requires_grad_(False)
             target = flatten(self.target_network)  # [P]
-        self.state = LearnedState(online, target, torch.zeros_like(online), torch.zeros_like(online))
+        average = online.clone() if self.optimiser.average_share else online  # [P]
+        self.state = LearnedState(online, target, torch.zeros_like(online), torch.zeros_like(online), average)
         self._gradient = torch.zeros_like(self.state.online)  # [P]
         self._layout = [(name, p.shape, p.numel()) for name, p in self.network.named_parameters()]
         for parameter, view in zip(
@@ -152,8 +159,6 @@ class FlatLearner(Generic[SettingsT]):
         self._seed = seed
         self._updates = 0
         self._adam_steps = 0
-
-    # ------------------------------------------------------------------------ what a subclass gives
 
     def loss(self, online: Forward, target: Forward, minibatch: Any) -> Terms:
         """Return the loss of one minibatch.
@@ -175,8 +180,6 @@ class FlatLearner(Generic[SettingsT]):
         They follow from the seed and the number of each update alone, so that a resumed run draws them again.
         """
         return batch
-
-    # ----------------------------------------------------------------------------- hyper-parameters
 
     @property
     def updates(self) -> int:
@@ -202,8 +205,6 @@ class FlatLearner(Generic[SettingsT]):
                 )
         self.settings = parse(type(self.settings), {**self.settings.model_dump(), **values}, "algorithm")
         self.optimiser = Optimiser.of(self.settings)
-
-    # ------------------------------------------------------------------------------------- learning
 
     def update(self, batch: Any, hparams: Mapping[str, float]) -> Update:
         """Take one gradient step per minibatch of `batch` [U, B, ...], in order.
@@ -275,7 +276,10 @@ class FlatLearner(Generic[SettingsT]):
             target = online if share else state.target  # [P]
         else:
             target = state.target.lerp(online, share)  # [P]
-        return LearnedState(online, target, first, second), norm
+        average = (
+            online if not self.optimiser.average_share else state.average.lerp(online, scalars[4])
+        )  # [P]
+        return LearnedState(online, target, first, second, average), norm
 
     def steps(
         self,
@@ -311,9 +315,7 @@ class FlatLearner(Generic[SettingsT]):
         return summed, (elements, terms.priorities, {"loss": mean, **terms.metrics})
 
     def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
-        """Return (step size with bias correction 1, root of bias correction 2, target share, weight decay) of
-        the next `count` updates.
-        """
+        """Return a row for each of the next `count` updates: what `apply` reads, in its order."""
         rates = [learning_rate * self.optimiser.warmth(self._updates + i) for i in range(1, count + 1)]
         return [
             (
@@ -321,6 +323,7 @@ class FlatLearner(Generic[SettingsT]):
                 math.sqrt(1.0 - BETA2 ** (self._adam_steps + i)),
                 self.optimiser.target_share(self._updates + i),
                 rate * self.optimiser.weight_decay,
+                self.optimiser.average_rate(self._updates + i),
             )
             for i, rate in enumerate(rates, 1)
         ]
@@ -343,15 +346,14 @@ class FlatLearner(Generic[SettingsT]):
         parts = torch.split(flat, [numel for _, _, numel in self._layout])
         return {name: part.view(shape) for (name, shape, _), part in zip(self._layout, parts, strict=True)}
 
-    # ---------------------------------------------------------------------------------------- state
-
     def weights(self) -> NDArray[np.float32]:
-        """Return a copy of the online parameters, flat [P]."""
-        return self.state.online.cpu().numpy().copy()
+        """Return a copy of the parameters to act with, flat [P]: the averaged ones where they are kept."""
+        return self.state.average.cpu().numpy().copy()
 
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these parameters [P] from now on. Raises: CheckpointError: another size."""
         self._fill("weights", self.state.online, flat)
+        self._fill("weights", self.state.average, flat)
 
     def learned(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, the target's if any, and Adam's moments and step count."""
@@ -378,7 +380,8 @@ class FlatLearner(Generic[SettingsT]):
 
     def _vectors(self) -> dict[str, Tensor]:
         """Return the vectors that there are, [P] each."""
-        return {n: v for n, v in self.state._asdict().items() if self._slow or n != "target"}
+        there = {"target": self._slow, "average": self.optimiser.average_share > 0.0}
+        return {n: v for n, v in self.state._asdict().items() if there.get(n, True)}
 
     def _fill(self, name: str, vector: Tensor, values: NDArray[Any]) -> None:
         if tuple(values.shape) != tuple(vector.shape):
@@ -427,9 +430,6 @@ def expect_names(what: str, values: Mapping[str, Any], names: set[str]) -> None:
             f"{what} holds {', '.join(sorted(values))}, this algorithm has {', '.join(sorted(names))}: "
             "the state belongs to another algorithm. Load it into the recipe it was made with."
         )
-
-
-# ------------------------------------------------------------------------------------------- acting
 
 
 def epsilon_of_slots(

@@ -141,7 +141,7 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         torch._foreach_mul_(steps, list(trust.unbind()))
         step *= rate
         step[place] = keys.temperature_rate * apart
-        return LearnedState(state.online - step, state.target, first, second), norm
+        return LearnedState(state.online - step, state.target, first, second, state.average), norm
 
     def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
         """Return (step size, bias correction 1, root of bias correction 2) of the next `count` updates."""

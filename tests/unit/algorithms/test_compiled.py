@@ -51,6 +51,7 @@ def test_an_algorithm_without_gradients_is_refused(group: GroupSpec) -> None:
             {"target_tau": 0.0, "target_period_updates": 6, "dueling": True, "max_grad_norm": 0.05},
             False,
         ),
+        ("double_dqn", {"target_tau": 0.02, "average_share": 0.1}, False),
         ("dqn", {"target_tau": 0.02, "layer_norm": True, "max_grad_norm": 0.0}, False),
     ],
 )
