@@ -91,6 +91,12 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Replay size", "Bytes of the columns."),
         Panel("Weights", "Bytes of one version."),
     ),
+    "Policy server": (
+        Panel("Policy server", "Decisions per second (actors.inference = central)."),
+        Panel("Batches of the policy server", "Slots per batch; grows by itself where the server is busy."),
+        Panel("Wait for the policy server", "From a request's coming to its batch's beginning, mean."),
+        Panel("Policy server busy", "Near 100 % it is what actors wait for."),
+    ),
     "Trouble": (
         Panel("Restarts", "Processes that died, by kind."),
         Panel("Lost steps", "Environment steps lost with them."),

@@ -81,6 +81,16 @@ class ActorsSettings(Settings):
     label_selector: LabelSelector = key(
         {}, "labels of the cluster's nodes that actors and evaluators may stand on; empty = any"
     )
+    inference: Literal["local", "central"] = key(
+        "local",
+        "who chooses actions: local = every actor, with its copy of the network; central = one policy server "
+        "for all actors, on a GPU where there is one (`seqrl bench actors` says which is faster)",
+    )
+    inference_gpus: float | Literal["auto"] = key(
+        "auto",
+        "GPUs the policy server asks of Ray; auto = one that the learners leave, else half of a lone "
+        "learner's, else none",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +118,12 @@ class ActorsSettings(Settings):
             raise ValueError(
                 f"actors.max_count={self.max_count} is below actors.count={self.count}: the run would have "
                 "more actors than it may have. Raise actors.max_count, or set it to 0."
+            )
+        if self.inference == "central" and self.in_flight == 1:
+            raise ValueError(
+                "actors.inference='central' with actors.in_flight=1: a lock-step run is a function of its "
+                "seed, and which requests meet in a batch is not. Raise actors.in_flight, or set it to "
+                "'local'."
             )
         if self.elastic and self.in_flight == 1:
             raise ValueError(

@@ -99,6 +99,10 @@ class Algorithm(Protocol):
         """Return a copy of what acting needs, one flat vector [P]."""
         ...
 
+    def judged_weights(self) -> NDArray[np.float32]:
+        """Return what the policy is judged and kept with, [P]: `weights()`, or an average of them."""
+        ...
+
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these weights from now on. Raises: CheckpointError: another size than [P]."""
         ...

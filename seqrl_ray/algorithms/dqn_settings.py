@@ -39,8 +39,8 @@ class DqnSettings(Settings):
 
     average_share: float = key(
         0.0,
-        "act, and be judged, with averaged weights, whose mean age is this share of the updates so far; 0 = "
-        "with the last",
+        "the policy is judged and kept with averaged weights, whose mean age is this share of the updates so "
+        "far; actors explore with the last ones. 0 = the last",
         ge=0.0,
         le=0.5,
     )

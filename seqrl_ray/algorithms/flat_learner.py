@@ -276,9 +276,7 @@ class FlatLearner(Generic[SettingsT]):
             target = online if share else state.target  # [P]
         else:
             target = state.target.lerp(online, share)  # [P]
-        average = (
-            online if not self.optimiser.average_share else state.average.lerp(online, scalars[4])
-        )  # [P]
+        average = state.average.lerp(online, scalars[4]) if optimiser.average_share else online  # [P]
         return LearnedState(online, target, first, second, average), norm
 
     def steps(
@@ -347,13 +345,16 @@ class FlatLearner(Generic[SettingsT]):
         return {name: part.view(shape) for (name, shape, _), part in zip(self._layout, parts, strict=True)}
 
     def weights(self) -> NDArray[np.float32]:
-        """Return a copy of the parameters to act with, flat [P]: the averaged ones where they are kept."""
-        return self.state.average.cpu().numpy().copy()
+        """Return a copy of the online parameters, flat [P]."""
+        return self.state.online.cpu().numpy().copy()
+
+    def judged_weights(self) -> NDArray[np.float32]:
+        """Return `weights()`, or their average where one is kept."""
+        return self.state.average.cpu().numpy().copy() if self.optimiser.average_share else self.weights()
 
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these parameters [P] from now on. Raises: CheckpointError: another size."""
         self._fill("weights", self.state.online, flat)
-        self._fill("weights", self.state.average, flat)
 
     def learned(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, the target's if any, and Adam's moments and step count."""

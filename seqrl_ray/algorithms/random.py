@@ -87,6 +87,10 @@ class Random:
         """Return an empty vector."""
         return np.zeros(0, np.float32)
 
+    def judged_weights(self) -> NDArray[np.float32]:
+        """Return nothing."""
+        return self.weights()
+
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Take an empty vector. Raises: CheckpointError: it is not empty."""
         if flat.size:

@@ -28,7 +28,7 @@ class Failure:
     """One death that the run survived."""
 
     what: str
-    """actor, shard, learner, board, evaluator or node (a whole one)."""
+    """One of `listener.PROCESSES`."""
     at_s: float
     recover_s: float | None
     lost_steps: int = 0

@@ -104,6 +104,13 @@ class Learner:
         """Return every policy's weights."""
         return {policy_id: self.weights(policy_id, progress) for policy_id in self.algorithms}
 
+    def judged_weights(self, progress: float) -> dict[str, Weights]:
+        """Return what every policy is judged with: its acting parameters, or an average of them."""
+        return {
+            policy_id: Weights(policy_id, self.epoch, a.updates, a.judged_weights(), progress)
+            for policy_id, a in self.algorithms.items()
+        }
+
     def metrics(self) -> dict[str, float]:
         """Return the means of the updates' metrics since the last call, named `<policy>/<metric>`."""
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
@@ -117,7 +124,7 @@ class Learner:
         return {
             "epoch": self.epoch,
             "policies": {
-                policy_id: {"learned": a.learned(), "private": a.private(), "acting": a.weights()}
+                policy_id: {"learned": a.learned(), "private": a.private(), "acting": a.judged_weights()}
                 for policy_id, a in self.algorithms.items()
             },
         }

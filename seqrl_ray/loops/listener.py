@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+PROCESSES = ("actor", "shard", "learner", "board", "evaluator", "policy_server", "node")
+"""Kinds of process that may die and be replaced, and what may take several of them along."""
+
 
 class Listener(Protocol):
     """Hears what goes to `metrics.jsonl`; `seqrl_ray.runtime.metrics.Exporter` is one."""

@@ -50,6 +50,11 @@ class LocalSession:
                 f"learner.count={recipe.learner.count} in the local loop: one process has one learner. "
                 "Set learner.count=1, or run without --local."
             )
+        if recipe.actors.inference == "central":
+            raise RecipeError(
+                "actors.inference='central' in the local loop: one process has no policy server. Set it to "
+                "'local', or run without --local."
+            )
         self.recipe = recipe
         if recipe.learner.threads != "auto":
             torch.set_num_threads(int(recipe.learner.threads))
@@ -117,7 +122,7 @@ class LocalSession:
 
     def judge_now(self, seeds: Sequence[int]) -> list[EpisodeEnd]:
         """Play one greedy episode per seed with the present weights."""
-        weights = self.trainer.learner.all_weights(self.trainer.progress)
+        weights = self.trainer.learner.judged_weights(self.trainer.progress)
         workers = 1 if self.recipe.env.kind == "traffic" else 0
         return play_jobs(self.recipe, [Job(POLICY, tuple(seeds))], weights, workers=workers)[POLICY]
 
@@ -147,7 +152,7 @@ class LocalSession:
     ) -> dict[str, list[EpisodeEnd]]:
         """Close the training environment and play the final jobs."""
         self.rollout.close()
-        weights = self.trainer.learner.all_weights(self.trainer.progress)
+        weights = self.trainer.learner.judged_weights(self.trainer.progress)
         weights |= before_acting(self.trainer.pretrained)
         workers = (os.cpu_count() or 1) if self.recipe.env.kind == "traffic" else 0
         jobs = playable(jobs_of(chunk_size(self.recipe, self.recipe.evaluation.episodes, workers)), weights)

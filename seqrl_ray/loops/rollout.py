@@ -9,7 +9,7 @@ Dims: T vector steps of a fragment, S slots of a group, R rows, F final rows, P 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +203,10 @@ class _Acting:
     version: tuple[int, int] = (0, 0)
 
 
+Acts = Callable[[Mapping[str, ActInput]], Mapping[str, tuple[Array, Mapping[str, Array]]]]
+"""Chooses actions for all policy groups at once: policy id -> (actions, the algorithm's extra columns)."""
+
+
 class Rollout:
     """Steps a vectorised environment with one algorithm per policy id; see the module docstring."""
 
@@ -251,6 +255,8 @@ class Rollout:
                 prev_action=np.zeros((slots, *group.action.column.shape), group.action.column.dtype),
                 prev_reward=np.zeros(slots, np.float32),
             )
+        self.acts: Acts | None = None
+        """Who acts instead of the algorithms here, and keeps their state; None: nobody."""
         self.current: VectorStep = env.reset()
 
     def _slot_params(self, algorithm: Algorithm, group: GroupSpec, progress: float) -> dict[str, Array]:
@@ -265,6 +271,12 @@ class Rollout:
         acting.slot_params = self._slot_params(
             acting.algorithm, self.env.groups[weights.policy_id], weights.progress
         )
+
+    def acts_with(self, versions: Mapping[str, tuple[int, int]], progress: float) -> None:
+        """Hear which weights whoever acts instead has: the next fragment's are these or newer ones."""
+        for policy_id, version in versions.items():
+            self.acting[policy_id].version = version
+        self.set_progress(progress)
 
     def set_progress(self, progress: float) -> None:
         """Tell every policy how much of the run is spent: exploration follows it."""
@@ -285,7 +297,7 @@ class Rollout:
         episodes: list[EpisodeEnd] = []
         env_steps = 0
         for _ in range(self.fragment_steps):
-            actions = {policy_id: self._act(policy_id) for policy_id in self.acting}
+            actions = self._decide()
             after = self.env.step(actions)
             for policy_id, acting in self.acting.items():
                 step = after.groups[policy_id]
@@ -300,10 +312,25 @@ class Rollout:
         ]
         return Fragment(tuple(c for c in cuts if c is not None), tuple(episodes), env_steps)
 
-    def _act(self, policy_id: str) -> Array:
-        acting = self.acting[policy_id]
-        step = self.current.groups[policy_id]
-        inputs = ActInput(
+    def _decide(self) -> dict[str, Array]:
+        """Choose the actions of every group, and record them."""
+        inputs = {policy_id: self._inputs(policy_id) for policy_id in self.acting}
+        elsewhere = None if self.acts is None else self.acts(inputs)
+        actions: dict[str, Array] = {}
+        for policy_id, acting in self.acting.items():
+            if elsewhere is None:
+                action, acting.state, extras = acting.algorithm.act(
+                    inputs[policy_id], acting.state, self.mode
+                )
+            else:
+                action, extras = elsewhere[policy_id]
+            acting.recorder.decide(self.current.groups[policy_id], action, extras)
+            actions[policy_id] = action
+        return actions
+
+    def _inputs(self, policy_id: str) -> ActInput:
+        acting, step = self.acting[policy_id], self.current.groups[policy_id]
+        return ActInput(
             obs=acting.stack.push(step),
             prev_action=acting.prev_action,
             prev_reward=acting.prev_reward,
@@ -312,9 +339,6 @@ class Rollout:
             slot_params=acting.slot_params,
             rng=self.rng,
         )
-        action, acting.state, extras = acting.algorithm.act(inputs, acting.state, self.mode)
-        acting.recorder.decide(step, action, extras)
-        return action
 
     def close(self) -> None:
         """Close the environment."""

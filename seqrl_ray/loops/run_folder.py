@@ -25,7 +25,7 @@ import numpy as np
 from seqrl_ray import __version__
 from seqrl_ray.errors import RunFolderError
 from seqrl_ray.loops.evaluate import AT_TARGET, POLICY
-from seqrl_ray.loops.listener import Listener, Nobody
+from seqrl_ray.loops.listener import PROCESSES, Listener, Nobody
 from seqrl_ray.loops.stats import paired, summarise
 from seqrl_ray.recipe import Recipe, write
 from seqrl_ray.types_env import EpisodeEnd
@@ -94,7 +94,7 @@ class RunFolder:
         self._board = SummaryWriter(str(path / "tensorboard"), flush_secs=10)
         self.recent: list[tuple[int, float]] = []  # (env_steps, headline), newest last
         self.failures: list[dict[str, Any]] = []
-        self.restarts = dict.fromkeys(("actor", "shard", "learner", "board", "evaluator", "node"), 0)
+        self.restarts = dict.fromkeys(PROCESSES, 0)
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
         self.best: dict[str, Any] | None = None
         """Of the evaluations in between: the one whose headline metric is best."""

@@ -33,6 +33,7 @@ NOT_READ = {
 REFUSED = {
     "learner.count": "RLlib has its own learners. Set algorithm.config.num_learners",
     "actors.max_count": "RLlib's env runners are as many from beginning to end. Give actors.count one number",
+    "actors.inference": "RLlib's env runners act themselves. Leave it out",
     "actors.label_selector": "RLlib's env runners stand on any node. Leave it out",
     "learner.label_selector": "RLlib's learner is the driver, or stands on any node. Leave it out",
     "replay.label_selector": "RLlib's replay buffer is in the driver. Leave it out",

@@ -2,7 +2,8 @@
 
 In the colocated wiring the learner pulls (`fragment`); in the service wiring the actor pushes to its shard
 and pulls weights from the board (`run_for`); it acts with the learner's weights or not at all. Either way new
-weights are taken between two fragments only.
+weights are taken between two fragments only. With a policy server (`act_through`) it has no weights: the
+server acts, with the newest it has, and a fragment is of the oldest that acted in it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import torch
 from seqrl_ray.loops.behaviour import Behaviour
 from seqrl_ray.loops.build import rollout
 from seqrl_ray.recipe import Recipe
+from seqrl_ray.runtime.policy_server import ActsThrough
 from seqrl_ray.runtime.turns import Source
 from seqrl_ray.runtime.weight_board import Puller
 from seqrl_ray.runtime.wire import GONE, pack_fragment, unpack
 from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd, Fragment
 
 WEIGHTS_WAIT_S = 30.0
 """How long an actor waits for its first weights before it has the board looked at."""
@@ -61,6 +63,7 @@ class RolloutActor:
         self._sent: list[tuple[Any, int]] = []  # (insert call, its steps), oldest first
         self._puller = Puller(recipe.learner.publish_every_s)
         self._waits_since: float | None = None
+        self._through: ActsThrough | None = None
 
     def groups(self) -> dict[str, GroupSpec]:
         """Return the policy groups of the environment."""
@@ -70,10 +73,16 @@ class RolloutActor:
         """Process id, for kill tests and for people."""
         return os.getpid()
 
+    def act_through(self, server: Any) -> None:
+        """Have this policy server act from now on."""
+        if self._through is None:
+            self.rollout.acts = self._through = ActsThrough(server, self.index, self.rollout.incarnation)
+
     def fragment(self, weights: Any, progress: float) -> Any:
         """Take weights if any are sent, make one fragment and return it packed."""
-        self._take({} if weights is None else unpack(weights), progress)
-        return pack_fragment(self.rollout.fragment())
+        if self._through is None:
+            self._take({} if weights is None else unpack(weights), progress)
+        return pack_fragment(self._fragment())
 
     def set_hparams(self, values: Mapping[str, Any]) -> None:
         """Act with changed mutable hyper-parameters."""
@@ -101,7 +110,7 @@ class RolloutActor:
         self._puller.use(board)
         if shard != self._shard:
             self._open(shard, report)
-        if not self.have:
+        if not self.have and self._through is None:
             self._await_weights(report, until)
             if not self.have:
                 return report
@@ -109,8 +118,9 @@ class RolloutActor:
             if len(self._sent) >= self.recipe.actors.in_flight:
                 self._settle_oldest(report, until)
                 continue
-            self._look(report)
-            fragment = self.rollout.fragment()
+            if self._through is None:
+                self._look(report)
+            fragment = self._fragment()
             report.env_steps += fragment.env_steps
             report.episodes.extend(fragment.episodes)
             call = shard.insert.remote(pack_fragment(fragment), self._source, self._sent_here)
@@ -126,6 +136,13 @@ class RolloutActor:
             self._settle_oldest(report, until)
         self._open(None, report)
         return report
+
+    def _fragment(self) -> Fragment:
+        """Make one fragment."""
+        if self._through is not None:
+            known = self._through.present()
+            self.rollout.acts_with(known.versions, known.progress)
+        return self.rollout.fragment()
 
     def _await_weights(self, report: ActorReport, until: float) -> None:
         """Ask the board until it has weights, at most until `until`: random weights are nobody's policy."""

@@ -24,6 +24,7 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.learner import ColocatedLearner, LearnerReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
 from seqrl_ray.runtime.supervisor import threads_env
+from seqrl_ray.types import Weights
 from seqrl_ray.types_env import EpisodeEnd
 
 
@@ -47,6 +48,7 @@ class ColocatedSession(RaySession):
         self.hire_first()
         self._new = {index: (actor, False) for index, actor in self.supervisor.actors.items()}
         self.groups = self.first_groups()
+        self.start_server()
         if resume is not None and self.exact:
             self.restore_rollouts(resume)
         self._learner = self._make_learner(resume)
@@ -79,7 +81,7 @@ class ColocatedSession(RaySession):
         """
         self.follow_the_cluster()
         new, self._new = self._new, {}
-        orders = (self.crew.leaving, self.crew.unplaced)
+        orders = (self.crew.leaving, self.crew.unplaced, self._server_handle())
         try:
             report: LearnerReport = ray.get(
                 self._learner.run_for.remote(seconds, new, self.supervisor.board, env_steps, *orders)
@@ -105,7 +107,7 @@ class ColocatedSession(RaySession):
         for index in report.left:
             self.let_go(index)
         self.mend_nodes()
-        if report.board_lost:
+        if self.tend_server(report.row) or report.board_lost:
             self.replace_board(lambda board: ray.get(self._learner.publish_to.remote(board)))
         report.row["actors"] = self.crew.size
         return Advance(
@@ -117,6 +119,9 @@ class ColocatedSession(RaySession):
             report.done,
             self.take_save_wanted(),
         )
+
+    def _server_handle(self) -> Any:
+        return None if self.server is None else self.server.handle
 
     def has_joined(self, index: int, actor: Any) -> None:
         """Have the learner pull from a new actor."""
@@ -142,7 +147,7 @@ class ColocatedSession(RaySession):
             self._learner = self._make_learner(found[-1] if found else None)
             everyone = {i: (actor, self.awaited(i)) for i, actor in self.supervisor.actors.items()}
             try:
-                orders = (0, self.crew.leaving, self.crew.unplaced)
+                orders = (0, self.crew.leaving, self.crew.unplaced, self._server_handle())
                 call = self._learner.run_for.remote(seconds, everyone, self.supervisor.board, *orders)
                 report = ray.get(call)
             except (RayTaskError, RayActorError) as again:
@@ -173,7 +178,7 @@ class ColocatedSession(RaySession):
         while self._interim is not None:  # an evaluation in between goes first
             ray.wait([self._interim[0]])
             self.interim_results()
-        weights, job = self._asked("present_weights"), Job(POLICY, tuple(seeds))
+        weights, job = self.judged_weights(), Job(POLICY, tuple(seeds))
         while True:
             if self._evaluator is None:
                 self._evaluator = self.supervisor.make_evaluator(self.placement.evaluator_cpus)
@@ -188,6 +193,11 @@ class ColocatedSession(RaySession):
                 self._died_with(job)
                 self.supervisor.end(self._evaluator)
                 self._evaluator = None
+
+    def judged_weights(self) -> dict[str, Weights]:
+        """Return what the policies are judged with at this moment."""
+        found: dict[str, Weights] = self._asked("judged_weights")
+        return found
 
     def learned(self) -> list[Any]:
         """Return a reference to a copy of what was learned, in a list."""

@@ -37,6 +37,9 @@ OTHER_TOKEN = (
     ".ray/auth_token in your home."
 )
 
+SERVER_CPUS = 1.0
+"""What a policy server reserves on a cluster."""
+
 KNOCK_S = 10.0
 """How long the head of a cluster may take to accept a connection."""
 
@@ -125,6 +128,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         num_gpus = 1.0 if gpus >= 1.0 and recipe.learner.device != "cpu" else 0.0
     else:
         num_gpus = float(asked)
+    num_gpus, server_gpus = share_gpus(recipe, gpus, num_gpus)
     if num_gpus * learners > gpus:
         each, lower = ("auto, one each,", "")
         if asked != "auto":
@@ -140,7 +144,8 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     if recipe.learner.threads == "auto" and local:
         threads = max(1, (cores - here) // learners)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
-    held = Held() if local else hold(recipe, num_gpus, threads, shards)
+    shared = server_gpus if 0.0 < server_gpus < 1.0 else 0.0
+    held = Held() if local else hold(recipe, num_gpus, threads, shards, beside_gpus=shared)
     return Placement(
         device=recipe.learner.device,
         num_gpus=num_gpus,
@@ -157,7 +162,40 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         elsewhere=held.elsewhere,
         actors_here=here,
         watch_nodes=not local and nodes.watchable(),
+        server={
+            "num_cpus": LOCAL_CPUS if local else SERVER_CPUS,
+            "num_gpus": server_gpus,
+            **(held.learner if shared else {}),
+        },
     )
+
+
+def share_gpus(recipe: Recipe, gpus: float, learner_gpus: float) -> tuple[float, float]:
+    """Resolve `actors.inference_gpus`: GPUs of each learner, and of the policy server.
+
+    Args:
+        recipe: the run.
+        gpus: of the cluster.
+        learner_gpus: of each learner, if it need not share.
+    Raises: RecipeError: there are not so many.
+    """
+    learners, asked = recipe.learner.count, recipe.actors.inference_gpus
+    if recipe.actors.inference == "local":
+        return learner_gpus, 0.0
+    left = gpus - learner_gpus * learners
+    if asked != "auto":
+        if float(asked) > left:
+            raise RecipeError(
+                f"actors.inference_gpus={asked:g}, and of the cluster's {gpus:g} GPUs the learners leave "
+                f"{left:g}: the policy server could never start. Lower it or learner.num_gpus, or add GPU "
+                "nodes."
+            )
+        return learner_gpus, float(asked)
+    if left >= 1.0 and recipe.learner.device != "cpu":
+        return learner_gpus, 1.0
+    if learners == 1 and learner_gpus == 1.0 and recipe.learner.num_gpus == "auto":
+        return 0.5, 0.5
+    return learner_gpus, 0.0
 
 
 def wiring(recipe: Recipe, cpus: float) -> str:

@@ -166,7 +166,7 @@ class RemoteSource:
         progress = next(iter(self._weights.values())).progress if self._weights else 0.0
         while on_their_way < self.recipe.actors.in_flight:
             payload = None
-            if self._sent_versions.get(index) != self._versions():
+            if self.recipe.actors.inference == "local" and self._sent_versions.get(index) != self._versions():
                 payload = self._packed()
                 self._sent_versions[index] = self._versions()
             self._calls[actor.fragment.remote(payload, progress)] = (index, time.monotonic())
@@ -259,6 +259,7 @@ class ColocatedLearner:
         env_steps: int = 0,
         leaving: frozenset[int] = frozenset(),
         unplaced: frozenset[int] = frozenset(),
+        server: Any = None,
     ) -> LearnerReport:
         """Train for about this long; or until the budget is spent, an actor is lost, or there is news.
 
@@ -269,10 +270,13 @@ class ColocatedLearner:
             env_steps: come back when so many are made; 0 = no limit.
             leaving: actors that are asked for nothing more.
             unplaced: actors that wait for room: they are not called silent.
+            server: who acts for all actors; None: they act themselves.
         """
         self.source.leaving, self.source.unplaced = leaving, unplaced
         self._departed -= {f"actor-{index}" for index in actors}  # a new incarnation closes the old streams
         for index, (actor, replacement) in actors.items():
+            if server is not None:
+                actor.act_through.remote(server)  # by us, so that it goes before our first request
             self.source.add(index, actor, replacement=replacement)
         self.publisher.use(board)
         until = time.monotonic() + seconds
@@ -330,9 +334,9 @@ class ColocatedLearner:
         """Fill a new board."""
         ray.get(board.publish.remote(self._weights()))
 
-    def present_weights(self) -> dict[str, Weights]:
-        """Return the weights as they are now; those on the board may be a moment older."""
-        return self._weights()
+    def judged_weights(self) -> dict[str, Weights]:
+        """Return what the policies are judged with at this moment."""
+        return self.trainer.learner.judged_weights(self.trainer.progress)
 
     def learned(self) -> list[Any]:
         """Return a reference to a copy of what was learned, in a list so that Ray hands the reference on."""

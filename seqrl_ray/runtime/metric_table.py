@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from seqrl_ray.loops.listener import PROCESSES
+
 Show = Literal["rate", "value", "sum", "largest"]
 """How a panel shows a metric: a counter's rate per second; a gauge as it is; a counter of events, added up
 over the processes that counted; a counter that begins where an earlier process left it, the largest of them.
@@ -29,9 +31,6 @@ RUN = ("run", "seed")
 
 PREFIX = "ray_"
 """What Ray puts before the names."""
-
-PROCESSES = ("actor", "shard", "learner", "board", "evaluator", "node")
-"""Kinds of process that may die and be replaced, and what may take several of them along."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,26 @@ METRICS: tuple[Metric, ...] = (
         "seqrl_published_weights_bytes_total", "counter", "bytes", (),
         "Weights sent to the board.",
         "Weights published", "rate", "report", "published_bytes",
+    ),
+    Metric(
+        "seqrl_inference_slots_total", "counter", "decisions", (),
+        "Decisions that the policy server took (actors.inference = central).",
+        "Policy server", "rate", "report", "inference_slots",
+    ),
+    Metric(
+        "seqrl_inference_batch_slots", "gauge", "slots", (),
+        "Slots that it decided for in one batch, mean.",
+        "Batches of the policy server", "value", "report", "inference_batch_slots",
+    ),
+    Metric(
+        "seqrl_inference_wait_seconds", "gauge", "seconds", (),
+        "Seconds that a request waited for its batch to begin, mean.",
+        "Wait for the policy server", "value", "report", "inference_wait_s",
+    ),
+    Metric(
+        "seqrl_inference_busy_ratio", "gauge", "share", (),
+        "Share of its time that the policy server computes; near 1 it is what actors wait for.",
+        "Policy server busy", "value", "report", "inference_busy",
     ),
     # ---- trouble
     Metric(

@@ -45,9 +45,11 @@ class Held:
     """Ids of nodes of them that are not the driver's."""
 
 
-def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
+def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, beside_gpus: float = 0.0) -> Held:
     """Reserve room for the learner and the shards: on the driver's node, whose disk their checkpoints go to,
     or on nodes with the labels that the recipe asks for.
+
+    `beside_gpus` of the learner's GPU are the policy server's, which then stands there too.
 
     Raises: RecipeError: there is no such room.
     """
@@ -61,8 +63,10 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int) -> Held:
             "stands in the learner's process. Set learner.label_selector instead, or replay.wiring=service."
         )
     bundle = {"CPU": float(threads) + (0 if apart else shards)}
+    if beside_gpus:
+        bundle["CPU"] += 1.0
     if num_gpus:
-        bundle["GPU"] = num_gpus
+        bundle["GPU"] = num_gpus + beside_gpus
     selector = recipe.learner.label_selector
     if matches(node["Labels"], selector):
         bundle[f"node:{node['NodeManagerAddress']}"] = 0.001

@@ -102,15 +102,17 @@ def check_room(recipe: Recipe, threads: int, shards: int) -> bool:
         ("learner", recipe.learner.label_selector, float(threads)),
         ("replay", recipe.replay.label_selector, float(shards)),
     )
-    need, now = sum(amount for _, _, amount in wanted), present()
+    server = float(recipe.actors.inference == "central")
+    need, now = sum(amount for _, _, amount in wanted) + server, present()
     if need <= cpus(now) and all(amount <= cpus(now, selector) for _, selector, amount in wanted):
         return False
     grown = [*now, *to_come()]
     if need > cpus(grown):
+        beside = " + 1 for the policy server" if server else ""
         raise RecipeError(
             f"actors.count={actors.count} x actors.cpus={actors.cpus:g} + {threads} for the "
-            f"learner + {shards} shards = {need:g} CPUs, and the cluster has {_amount(now, grown)}: the run "
-            "could never be placed. Lower actors.count or add nodes."
+            f"learner + {shards} shards{beside} = {need:g} CPUs, and the cluster has "
+            f"{_amount(now, grown)}: the run could never be placed. Lower actors.count or add nodes."
         )
     for name, selector, amount in wanted:
         if amount > cpus(grown, selector):

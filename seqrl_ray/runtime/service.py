@@ -34,6 +34,7 @@ from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, di
 from seqrl_ray.runtime.spread import Spread
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 from seqrl_ray.runtime.wire import GONE
+from seqrl_ray.types import Weights
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""
@@ -94,6 +95,7 @@ class ServiceSession(RaySession):
         self._sends_to: dict[int, int] = {}  # actor -> the shard it has sent to
         self.hire_first()
         self.groups = self.first_groups()
+        self.start_server()
         self._learner = self._make_learner(resume)
         self._specs = ray.get(self._learner.specs.remote())
         self._unpaced = ray.get(self._learner.unpaced.remote())
@@ -212,10 +214,10 @@ class ServiceSession(RaySession):
         self._shard_steps = {i: max(n, report.shard_steps.get(i, 0)) for i, n in self._shard_steps.items()}
         for index in report.lost_shards:
             self._replace_shard(index)
-        if report.board_lost:
+        row = self._row(report.row)
+        if self.tend_server(row) or report.board_lost:
             self._replace_board()
         self._finish_saving(wait=False)
-        row = self._row(report.row)
         self.last = {k: int(row[k]) for k in self.last}
         self.mend_nodes()
         row["actors"] = self.crew.size
@@ -471,6 +473,15 @@ class ServiceSession(RaySession):
                 self._replace_learner(0.0, error)
         calls = {i: s.save.remote(root / name / "replay") for i, s in self._shards.items()}
         self._saving = _Saving(name, self._learner, calls, own)
+
+    def judged_weights(self) -> dict[str, Weights]:
+        """Return what the policies are judged with at this moment; a dead learner is replaced first."""
+        while True:
+            try:
+                found: dict[str, Weights] = ray.get(self._learner.judged_weights.remote())
+                return found
+            except (RayTaskError, *GONE) as error:
+                self._replace_learner(0.0, error)
 
     def _mend_learner(self) -> bool:
         """Replace the learner if it is dead. Returns whether it was."""

@@ -210,6 +210,10 @@ class ServiceLearner:
     def _weights(self) -> dict[str, Weights]:
         return self.learner.all_weights(self.progress)
 
+    def judged_weights(self) -> dict[str, Weights]:
+        """Return what the policies are judged with at this moment."""
+        return self.learner.judged_weights(self.progress)
+
     def publish_to(self, board: Any) -> bool:
         """Fill a new board. Returns False if it is dead already."""
         try:

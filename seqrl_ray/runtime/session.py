@@ -28,9 +28,9 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.crew import Crew
 from seqrl_ray.runtime.evaluator import play_jobs
+from seqrl_ray.runtime.server_care import ServerCare
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.runtime.wire import GONE, unpack
-from seqrl_ray.types import GroupSpec
+from seqrl_ray.types import GroupSpec, Weights
 from seqrl_ray.types_env import EpisodeEnd
 
 
@@ -61,6 +61,8 @@ class Placement:
     """Actors that a machine of our own carries, where the recipe leaves the number open."""
     watch_nodes: bool = False
     """Nodes may come and go: the number of actors follows them."""
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """Ray options of the policy server."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ def diverged(error: Exception) -> bool:
 class RaySession:
     """What does not depend on the wiring; `ColocatedSession` and `ServiceSession` add the rest."""
 
+    groups: Mapping[str, GroupSpec]
+
     def __init__(
         self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None
     ) -> None:
@@ -162,6 +166,8 @@ class RaySession:
         self._mended: list[Failure] = []
         self._interim: tuple[Any, Job, dict[str, int]] | None = None
         self._evaluator: Any = None
+        self.server: ServerCare | None = None
+        """Who acts for all actors, where one does."""
         self.supervisor.make_board()
 
     def at_s(self) -> float:
@@ -185,6 +191,10 @@ class RaySession:
     def has_joined(self, index: int, actor: Any) -> None:
         """Feed a new actor: the wirings say how."""
 
+    def judged_weights(self) -> dict[str, Weights]:
+        """Return what the policies are judged with at this moment."""
+        raise NotImplementedError
+
     def keepers(self) -> list[Any]:
         """Return the processes whose state a checkpoint holds."""
         raise NotImplementedError
@@ -195,9 +205,37 @@ class RaySession:
             self.crew.joined(index, self.supervisor.make_actor(index))
         self.tell_places()
 
+    def start_server(self) -> None:
+        """Start the policy server, if the run has one, and have the actors act through it."""
+        if self.recipe.actors.inference == "central":
+            p = self.placement
+            device = p.device if p.server.get("num_gpus") else "cpu"
+            board = self.supervisor.board
+            self.server = ServerCare(self.recipe, self.groups, board, device=device, options=p.server)
+            for actor in self.supervisor.actors.values():
+                actor.act_through.remote(self.server.handle)
+
+    def tend_server(self, row: dict[str, Any]) -> bool:
+        """Look after the policy server; its figures go into `row`. Returns whether it found a dead board."""
+        if self.server is None:
+            return False
+        try:
+            heard = self.server.look(self.supervisor.board)
+        except (RayTaskError, RayActorError) as error:
+            raise cause_of(error) from None
+        row.update(self.server.row())
+        if heard is not None and heard.restarted_after_s is not None:
+            self.count_death("the policy server", self.server.handle)
+            at_s = round(self.at_s() - heard.restarted_after_s, 3)
+            self._mended.append(Failure("policy_server", at_s, heard.restarted_after_s))
+        return heard is not None and heard.board_lost
+
     def hire(self, index: int) -> Any:
         """Start actor `index` as its next incarnation."""
         actor = self.supervisor.make_actor(index)
+        if self.server is not None:
+            self.server.gone.discard(index)
+            actor.act_through.remote(self.server.handle)
         self.crew.joined(index, actor)
         self.tell_places()
         return actor
@@ -210,6 +248,8 @@ class RaySession:
 
     def _is_no_more(self, index: int) -> None:
         self.crew.left(index)
+        if self.server is not None:
+            self.server.gone.add(index)
         self._told.pop(index, None)
         if index in self.actor_deaths:
             self._never_back(self.actor_deaths.pop(index))
@@ -394,19 +434,13 @@ class RaySession:
     # ------------------------------------------------------------------------------------------------ judging
 
     def judge_interim(self, seeds: Sequence[int]) -> None:
-        """Evaluate the board's weights on an evaluator beside the training; skipped while one is still at
-        it.
-        """
+        """Evaluate the present weights on an evaluator beside the training; skipped while one is at it."""
         if self._interim is not None:
             return
         if self._evaluator is None:
             self._evaluator = self.supervisor.make_evaluator(0.0)
-        try:
-            weights = unpack(ray.get(self.supervisor.board.pull.remote({}))).whole()
-        except GONE:
-            return  # the wiring notices and refills the board; the next evaluation will find weights
         job = Job(POLICY, tuple(seeds))
-        self._interim = (self._evaluator.play.remote(job, weights), job, dict(self.last))
+        self._interim = (self._evaluator.play.remote(job, self.judged_weights()), job, dict(self.last))
 
     def interim_results(self) -> list[tuple[dict[str, int], list[EpisodeEnd]]]:
         """Return the evaluation in between if it has ended; a dead evaluator is replaced and begins anew."""
@@ -471,8 +505,11 @@ class RaySession:
         )
 
     def close(self) -> None:
-        """End actors, board and evaluator; closing twice is harmless."""
+        """End actors, policy server, board and evaluator; closing twice is harmless."""
         self.supervisor.close()
+        if self.server is not None:
+            self.server.end()
+        self.server = None
         if self._evaluator is not None:
             self.supervisor.end(self._evaluator)
         self._evaluator = None

@@ -130,6 +130,11 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
         raise RecipeError(
             f"learner.count={base.learner.count} in a sweep: a trial has one learner. Set learner.count=1."
         )
+    if base.actors.inference == "central":
+        raise RecipeError(
+            "actors.inference='central' in a sweep: a trial's room is reserved without a policy server. Set "
+            "it to 'local'."
+        )
     for name in ("actors", "learner", "replay"):
         if selector := getattr(base, name).label_selector:
             raise RecipeError(

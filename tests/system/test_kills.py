@@ -41,7 +41,7 @@ LONG = (
     "learner.checkpoint_every_s=1.0",
     "actors.hang_timeout_s=5.0",
 )
-CALM = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0, "node": 0}
+CALM = {"actor": 0, "shard": 0, "learner": 0, "board": 0, "evaluator": 0, "policy_server": 0, "node": 0}
 
 
 class Saboteur(Silence):

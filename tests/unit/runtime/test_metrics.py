@@ -144,6 +144,10 @@ def test_a_real_report_has_the_fields(told, exporter):
         "seqrl_queued_draws",
         "seqrl_fragments_in_flight",
         "seqrl_published_weights_bytes_total",
+        "seqrl_inference_slots_total",
+        "seqrl_inference_batch_slots",
+        "seqrl_inference_wait_seconds",
+        "seqrl_inference_busy_ratio",
     }
     assert told.get("seqrl_env_steps_total") == row["env_steps"]
     assert told.get("seqrl_sample_age_rows", policy="shared", shard="learner") > 0
