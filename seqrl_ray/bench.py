@@ -16,7 +16,7 @@ from typing import Any
 
 from seqrl_ray.errors import RecipeError, WorkerError, did_you_mean
 
-NAMES = ("acting", "learners", "overlap", "pbt", "replay", "sequence", "throughput", "traffic_env")
+NAMES = ("acting", "actors", "learners", "overlap", "pbt", "replay", "sequence", "throughput", "traffic_env")
 
 
 def run_benchmark(name: str, arguments: Sequence[str] = ()) -> Any:

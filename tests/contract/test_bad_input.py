@@ -150,6 +150,16 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
         "own there, others could not draw from it. Set learner.count=1, or use the service wiring and an "
         "online phase.",
     ),
+    "a policy server, one process": (
+        ["mine.toml", "actors.inference=central", "--local"],
+        "actors.inference='central' in the local loop: one process has no policy server. Set it to 'local', or "
+        "run without --local.",
+    ),
+    "a policy server, lock-step": (
+        ["mine.toml", "actors.inference=central", "actors.in_flight=1"],
+        "actors.inference='central' with actors.in_flight=1: a lock-step run is a function of its seed, and "
+        "which requests meet in a batch is not. Raise actors.in_flight, or set it to 'local'.",
+    ),
     "several learners, one process": (
         ["mine.toml", "learner.count=2", "--local"],
         "learner.count=2 in the local loop: one process has one learner. Set learner.count=1, or run without "

@@ -112,6 +112,17 @@ def test_acting_compares_what_acts_alike() -> None:
 
 @pytest.mark.slow
 @pytest.mark.system
+def test_actors_times_both_ways_of_acting() -> None:
+    (section,) = run_benchmark("actors", ["--quick", "--section", "mlp"])["sections"].values()
+    assert set(section["env_steps_per_s"]) == {"local", "central"}
+    assert min(section["env_steps_per_s"].values()) > 0.0
+    assert section["env_steps_per_s"][section["faster"]] == max(section["env_steps_per_s"].values())
+    assert 8.0 <= section["slots_per_batch"] <= 16.0  # one of the two actors' eight copies, or both actors'
+    assert 0.0 < section["server_busy"] < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.system
 def test_ray_section_counts_both_sides() -> None:
     result = run_benchmark("throughput", ["--quick", "--section", "ray"])
     contestants = result["sections"]["ray"]["contestants"]

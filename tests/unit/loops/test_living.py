@@ -159,3 +159,34 @@ def test_a_return_asked_for_reaches_those_who_act():
     one.set_values({"algorithm.target_return": 7.0})
     assert set(one.rollout.acting["shared"].slot_params["target_return"]) == {7.0}
     one.close()
+
+
+def test_an_average_is_judged_and_kept_and_the_last_weights_act(session, tmp_path):
+    one = session("algorithm.average_share=0.2")
+    one.advance_to(960, 60.0)
+    learned = one.learned()["shared"]
+    assert np.abs(learned["average"] - learned["online"]).max() > 1e-4
+    np.testing.assert_array_equal(one.rollout.acting["shared"].algorithm.weights(), learned["online"])
+    judged = one.trainer.learner.judged_weights(0.5)["shared"]
+    np.testing.assert_array_equal(judged.flat, learned["average"])
+    one.save(tmp_path, {}, wait=True)
+    kept = checkpoints.acting_weights(checkpoints.latest(tmp_path))["shared"]
+    np.testing.assert_array_equal(kept.flat, learned["average"])
+    again = session("algorithm.average_share=0.2", resume=checkpoints.latest(tmp_path))
+    for run in (one, again):
+        run.advance_to(1280, 60.0)
+    assert same(one.learned(), again.learned())
+
+
+@pytest.mark.parametrize("average", [0.0, 0.2])
+def test_an_evaluation_in_between_is_of_what_is_judged(session, monkeypatch, average):
+    one, played = session(f"algorithm.average_share={average}"), []
+    one.advance_to(640, 60.0)
+    monkeypatch.setattr(
+        "seqrl_ray.loops.local.play_jobs",
+        lambda recipe, jobs, weights, **_: played.append(weights) or {"policy": []},
+    )
+    one.judge_interim([1])
+    learned = one.learned()["shared"]
+    expected = learned["average" if average else "online"]
+    np.testing.assert_array_equal(played[0]["shared"].flat, expected)
