@@ -18,7 +18,7 @@ from seqrl_ray.types import GroupSpec
 
 NOT_READ = {
     "replay": "*",
-    "actors": ("fragment_steps", "in_flight", "max_node_losses_per_10_min"),
+    "actors": ("fragment_steps", "in_flight", "inference_gpus", "max_node_losses_per_10_min"),
     "learner": (
         "batch_size",
         "updates_per_call",

@@ -152,8 +152,8 @@ TRAIN_CASES: dict[str, tuple[list[str], str]] = {
     ),
     "a policy server, one process": (
         ["mine.toml", "actors.inference=central", "--local"],
-        "actors.inference='central' in the local loop: one process has no policy server. Set it to 'local', or "
-        "run without --local.",
+        "actors.inference='central' in the local loop: one process has no policy server. Set it to 'local', "
+        "or run without --local.",
     ),
     "a policy server, lock-step": (
         ["mine.toml", "actors.inference=central", "actors.in_flight=1"],
