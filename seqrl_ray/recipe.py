@@ -119,6 +119,12 @@ class ActorsSettings(Settings):
                 f"actors.max_count={self.max_count} is below actors.count={self.count}: the run would have "
                 "more actors than it may have. Raise actors.max_count, or set it to 0."
             )
+        gpus = self.inference_gpus
+        if gpus != "auto" and (gpus < 0.0 or (gpus > 1.0 and gpus != int(gpus))):
+            raise ValueError(
+                f"actors.inference_gpus={gpus:g} is neither a share of one GPU nor a whole number: Ray gives "
+                "out nothing else. Give e.g. 0.5 or 1."
+            )
         if self.inference == "central" and self.in_flight == 1:
             raise ValueError(
                 "actors.inference='central' with actors.in_flight=1: a lock-step run is a function of its "

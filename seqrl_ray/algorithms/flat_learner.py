@@ -321,7 +321,7 @@ class FlatLearner(Generic[SettingsT]):
                 math.sqrt(1.0 - BETA2 ** (self._adam_steps + i)),
                 self.optimiser.target_share(self._updates + i),
                 rate * self.optimiser.weight_decay,
-                self.optimiser.average_rate(self._updates + i),
+                self.optimiser.average_rate(self._adam_steps + i),
             )
             for i, rate in enumerate(rates, 1)
         ]

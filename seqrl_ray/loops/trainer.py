@@ -236,7 +236,7 @@ class Trainer:
             for shard in self.shards.values():
                 shard.keep_best(best)
         if self.recipe.offline_updates and not self.offline:
-            self.pretrained = self.learner.all_weights(self.progress)
+            self.pretrained = self.learner.judged_weights(self.progress)
         for pacing in self.pacing.values():
             pacing.retune(self.recipe.replay.samples_per_insert, self.recipe.replay.band_items)
 

@@ -135,6 +135,10 @@ class RllibPolicy:
         """Return the network's state, [P], its parts in the order of their names."""
         return flat(state_of(self.module))
 
+    def judged_weights(self) -> NDArray[np.float32]:
+        """Return `weights()`."""
+        return self.weights()
+
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these weights from now on. Raises: CheckpointError: another size than [P]."""
         size = sum(part.size for part in self._template.values())

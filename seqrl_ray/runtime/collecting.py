@@ -34,9 +34,9 @@ class RayCollection:
             weights: policy id -> what it acts with; empty where nothing learned is needed.
             local: Ray was started for this on this machine.
         """
-        if recipe.actors.elastic:  # a dataset is of so many actors, from its first step to its last
-            fixed = recipe.actors.model_copy(update={"max_count": 0})
-            recipe = recipe.model_copy(update={"actors": fixed})
+        # a dataset is of so many actors, from its first step to its last, and rules and noise act in them
+        fixed = recipe.actors.model_copy(update={"max_count": 0, "inference": "local"})
+        recipe = recipe.model_copy(update={"actors": fixed})
         self._source = RemoteSource(recipe)
         self._source.offer(weights)
         placement = place(recipe, local=local)

@@ -6,6 +6,7 @@ Learner and shard are one failure unit: its death restores weights and replay fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class ColocatedSession(RaySession):
         """
         self.follow_the_cluster()
         new, self._new = self._new, {}
-        orders = (self.crew.leaving, self.crew.unplaced, self._server_handle())
+        orders = (self.crew.leaving, self._excused(), self._server_handle())
         try:
             report: LearnerReport = ray.get(
                 self._learner.run_for.remote(seconds, new, self.supervisor.board, env_steps, *orders)
@@ -123,6 +124,12 @@ class ColocatedSession(RaySession):
     def _server_handle(self) -> Any:
         return None if self.server is None else self.server.handle
 
+    def _excused(self) -> frozenset[int]:
+        """Return the actors that are silent for no fault of theirs."""
+        if self.server is not None and math.isinf(self.server.back_at) and self.server.back_at > 0:
+            return frozenset(self.supervisor.actors)
+        return self.crew.unplaced
+
     def has_joined(self, index: int, actor: Any) -> None:
         """Have the learner pull from a new actor."""
         self._new[index] = (actor, False)
@@ -147,7 +154,7 @@ class ColocatedSession(RaySession):
             self._learner = self._make_learner(found[-1] if found else None)
             everyone = {i: (actor, self.awaited(i)) for i, actor in self.supervisor.actors.items()}
             try:
-                orders = (0, self.crew.leaving, self.crew.unplaced, self._server_handle())
+                orders = (0, self.crew.leaving, self._excused(), self._server_handle())
                 call = self._learner.run_for.remote(seconds, everyone, self.supervisor.board, *orders)
                 report = ray.get(call)
             except (RayTaskError, RayActorError) as again:

@@ -22,7 +22,7 @@ from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.colocated import ColocatedSession
-from seqrl_ray.runtime.reserve import Held, check_shared, hold
+from seqrl_ray.runtime.reserve import SERVER_CPUS, Held, check_shared, hold
 from seqrl_ray.runtime.service import ServiceSession
 from seqrl_ray.runtime.session import Placement, cause_of
 
@@ -36,9 +36,6 @@ OTHER_TOKEN = (
     "Where one does run, it may want another token than this shell's: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
     ".ray/auth_token in your home."
 )
-
-SERVER_CPUS = 1.0
-"""What a policy server reserves on a cluster."""
 
 KNOCK_S = 10.0
 """How long the head of a cluster may take to accept a connection."""
@@ -144,8 +141,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
     if recipe.learner.threads == "auto" and local:
         threads = max(1, (cores - here) // learners)
     shards = 0 if local or wiring(recipe, total.get("CPU", 0.0)) == "colocated" else recipe.replay.shards
-    shared = server_gpus if 0.0 < server_gpus < 1.0 else 0.0
-    held = Held() if local else hold(recipe, num_gpus, threads, shards, beside_gpus=shared)
+    held = Held() if local else hold(recipe, num_gpus, threads, shards, server_gpus=server_gpus)
     return Placement(
         device=recipe.learner.device,
         num_gpus=num_gpus,
@@ -165,7 +161,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         server={
             "num_cpus": LOCAL_CPUS if local else SERVER_CPUS,
             "num_gpus": server_gpus,
-            **(held.learner if shared else {}),
+            **held.server,
         },
     )
 

@@ -60,6 +60,8 @@ class Place:
     """None: nowhere yet."""
     started: bool = False
     """Its constructor is through."""
+    pid: int = 0
+    """Its process there; 0: none yet."""
 
 
 def watchable() -> bool:
@@ -100,7 +102,7 @@ def place_of(actor: Any) -> Place:
     row: Mapping[str, Any] = global_state.actor_table(actor._actor_id.hex())
     if not row or not row["Pid"]:
         return Place(None)
-    return Place(row["Address"]["NodeID"], started=row["State"] == "ALIVE")
+    return Place(row["Address"]["NodeID"], started=row["State"] == "ALIVE", pid=int(row["Pid"]))
 
 
 def gone(node_id: str) -> bool:

@@ -47,7 +47,12 @@ class ServerReport:
     """Seconds spent computing."""
     waited_s: float
     """Seconds that requests waited for their batch to begin, added up."""
+    computing_s: float
+    """Seconds that the batch under way has taken so far; 0: none is."""
+    lived_s: float
+    """Seconds since it began."""
     board_lost: bool
+    """The board that it was told of before this report is dead."""
 
 
 @dataclass
@@ -90,9 +95,17 @@ class PolicyServer:
         self._progress = 0.0
         self._ready = asyncio.Event()
         self._busy_s = self._waited_s = 0.0
+        self._born = time.monotonic()
+        self._began: float | None = None  # the batch under way
+        self._failed: asyncio.Future[list[Answer]] | None = None
+        self._never = asyncio.Event()
 
     async def act(self, request: Any) -> Any:
-        """Answer a packed `Request` with a packed `Answer`."""
+        """Answer a packed `Request` with a packed `Answer`.
+
+        Of a batch that fails nobody hears: the next `serve` raises the error, and Ray repeats the calls that
+        wait when this process has ended.
+        """
         batch = self._gathering
         if batch is None:
             batch = self._gathering = _Batch()
@@ -101,7 +114,11 @@ class PolicyServer:
         batch.requests.append(unpack(request))
         batch.since.append(time.monotonic())
         assert batch.answers is not None
-        answer = (await batch.answers)[place]
+        await asyncio.wait([batch.answers])
+        if batch.answers.exception() is not None:
+            self._failed = batch.answers
+            await self._never.wait()
+        answer = batch.answers.result()[place]
         arrays = [a for action, extras in answer.actions.values() for a in (action, *extras.values())]
         return pack(answer, arrays)
 
@@ -113,18 +130,32 @@ class PolicyServer:
         return Answer({}, dict(self.policies.versions), self.policies.progress)
 
     async def serve(self, board: Any, gone: Sequence[int] = ()) -> ServerReport:
-        """Take weights from this board, drop the states of actors that are `gone`, and report."""
-        self._board = board
+        """Take weights from this board, drop the states of actors that are `gone`, and report.
+
+        Raises: whatever a batch, or looking for weights, failed with: this process is of no more use.
+        """
+        if self._failed is not None:
+            self._failed.result()
+        lost = self._board_lost and board == self._board
+        if board != self._board:
+            self._board, self._board_lost = board, False
         if self._following is None:
             self._following = asyncio.ensure_future(self._follow())
         elif self._following.done():
             self._following.result()  # raises what ended it
         for actor in gone:
             self.policies.forget(actor)
-        counts, lost = self.policies.counts, self._board_lost
-        self._board_lost = False
+        counts, now = self.policies.counts, time.monotonic()
         return ServerReport(
-            os.getpid(), counts.requests, counts.batches, counts.slots, self._busy_s, self._waited_s, lost
+            pid=os.getpid(),
+            requests=counts.requests,
+            batches=counts.batches,
+            slots=counts.slots,
+            busy_s=self._busy_s,
+            waited_s=self._waited_s,
+            computing_s=0.0 if self._began is None else now - self._began,
+            lived_s=now - self._born,
+            board_lost=lost,
         )
 
     async def _answer(self, batch: _Batch) -> list[Answer]:
@@ -135,8 +166,9 @@ class PolicyServer:
 
     def _compute(self, batch: _Batch) -> list[Answer]:
         self._load()
-        began = time.monotonic()
+        began = self._began = time.monotonic()
         answers = self.policies.act(batch.requests)
+        self._began = None
         self._busy_s += time.monotonic() - began
         self._waited_s += sum(began - since for since in batch.since)
         return answers
@@ -155,8 +187,8 @@ class PolicyServer:
                 pulled: Pulled = unpack(await board.pull.remote(have))
                 arrays = await asyncio.gather(*pulled.arrays.values())
             except GONE:
-                self._board_lost = True
-                while self._board is board:  # until we are told of another
+                self._board_lost = self._board == board
+                while self._board == board:  # until we are told of another
                     await asyncio.sleep(EMPTY_S)
                 continue
             large = dict(zip(pulled.arrays, arrays, strict=True))

@@ -30,6 +30,9 @@ from seqrl_ray.runtime.room import check_room
 RESERVE_S = 60.0
 """How long a cluster may take to find room for learner and shards."""
 
+SERVER_CPUS = 1.0
+"""What a policy server reserves."""
+
 NODES_COME_S = 900.0
 """The same where nodes must be started first: as long as Ray's launcher waits for one."""
 
@@ -43,13 +46,15 @@ class Held:
     followers: tuple[dict[str, Any], ...] = ()
     elsewhere: tuple[str, ...] = ()
     """Ids of nodes of them that are not the driver's."""
+    server: dict[str, Any] = field(default_factory=dict)
+    """Of the policy server, if there is one."""
 
 
-def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, beside_gpus: float = 0.0) -> Held:
+def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, server_gpus: float = 0.0) -> Held:
     """Reserve room for the learner and the shards: on the driver's node, whose disk their checkpoints go to,
     or on nodes with the labels that the recipe asks for.
 
-    `beside_gpus` of the learner's GPU are the policy server's, which then stands there too.
+    A policy server (`server_gpus` are its) stands with the learner where both share one GPU, else anywhere.
 
     Raises: RecipeError: there is no such room.
     """
@@ -63,16 +68,18 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, beside_g
             "stands in the learner's process. Set learner.label_selector instead, or replay.wiring=service."
         )
     bundle = {"CPU": float(threads) + (0 if apart else shards)}
-    if beside_gpus:
-        bundle["CPU"] += 1.0
-    if num_gpus:
-        bundle["GPU"] = num_gpus + beside_gpus
+    shares = server_gpus > 0.0 and num_gpus > 0.0 and num_gpus + server_gpus <= 1.0
+    if shares:
+        bundle["CPU"] += SERVER_CPUS
+    gpus = num_gpus + (server_gpus if shares else 0.0)
+    if gpus:
+        bundle["GPU"] = gpus
     selector = recipe.learner.label_selector
     if matches(node["Labels"], selector):
         bundle[f"node:{node['NodeManagerAddress']}"] = 0.001
         has = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
         why = (
-            f"the learner and the shards need {bundle['CPU']:g} CPUs and {num_gpus:g} GPUs on the node this "
+            f"the learner and the shards need {bundle['CPU']:g} CPUs and {gpus:g} GPUs on the node this "
             f"command runs on (their checkpoints go to its disk); it has {has['CPU']:g} and {has['GPU']:g} "
             "in all: they could not be placed. Run the command on a larger node, or lower learner.threads, "
             "replay.shards or learner.num_gpus."
@@ -81,7 +88,7 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, beside_g
     else:
         why = (
             f"learner.label_selector={selector}: no node with these labels has {bundle['CPU']:g} CPUs and "
-            f"{num_gpus:g} GPUs free: the learner could not be placed. Add such a node, or change it."
+            f"{gpus:g} GPUs free: the learner could not be placed. Add such a node, or change it."
         )
         learner = _reserve([bundle], selector, patience_s, why)
     held = learner
@@ -92,10 +99,20 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, beside_g
         )
         held = _reserve([{"CPU": 1.0}] * shards, apart, patience_s, why)
     followers = _hold_followers(recipe, num_gpus, threads, patience_s)
+    serves = learner
+    if recipe.actors.inference == "central" and not shares:
+        bundle = {"CPU": SERVER_CPUS, **({"GPU": server_gpus} if server_gpus else {})}
+        why = (
+            f"actors.inference='central': no node has {SERVER_CPUS:g} CPU and {server_gpus:g} GPUs free: the "
+            "policy server could not be placed. Add a node, or lower actors.inference_gpus."
+        )
+        serves = _reserve([bundle], {}, patience_s, why)
     table = [placement_group_table(group)["bundles_to_node_id"] for group in (learner, held)]
     nodes = {node_id for bundles in table for node_id in bundles.values()}
-    options = [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held)]
-    return Held(options[0], options[1], followers, tuple(sorted(nodes - {here})))
+    on_learner, on_shards, on_server = (
+        {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} for group in (learner, held, serves)
+    )
+    return Held(on_learner, on_shards, followers, tuple(sorted(nodes - {here})), on_server)
 
 
 def _hold_followers(

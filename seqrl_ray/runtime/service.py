@@ -321,7 +321,9 @@ class ServiceSession(RaySession):
             self._bury(self._calls.pop(call).actor, "hung", application_error=False)
 
     def _placed_at(self, call: Any) -> float:
-        return self.crew.placed_at(self._calls[call].actor)  # waiting for room on the cluster is not silence
+        """Since when an actor could answer: waiting for room, or for the policy server, is not silence."""
+        placed_at = self.crew.placed_at(self._calls[call].actor)
+        return placed_at if self.server is None else max(placed_at, self.server.back_at)
 
     def _is_late(self, stretch: _Stretch, since: float, now: float) -> bool:
         return now - since > self._patience(stretch.actor, stretch.last)

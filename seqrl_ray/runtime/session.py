@@ -208,10 +208,13 @@ class RaySession:
     def start_server(self) -> None:
         """Start the policy server, if the run has one, and have the actors act through it."""
         if self.recipe.actors.inference == "central":
-            p = self.placement
-            device = p.device if p.server.get("num_gpus") else "cpu"
-            board = self.supervisor.board
-            self.server = ServerCare(self.recipe, self.groups, board, device=device, options=p.server)
+            self.server = ServerCare(
+                self.recipe,
+                self.groups,
+                self.supervisor.board,
+                budget=self.supervisor.budget,
+                options=self.placement.server,
+            )
             for actor in self.supervisor.actors.values():
                 actor.act_through.remote(self.server.handle)
 
@@ -221,7 +224,7 @@ class RaySession:
             return False
         try:
             heard = self.server.look(self.supervisor.board)
-        except (RayTaskError, RayActorError) as error:
+        except RayActorError as error:
             raise cause_of(error) from None
         row.update(self.server.row())
         if heard is not None and heard.restarted_after_s is not None:

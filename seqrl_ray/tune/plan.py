@@ -173,6 +173,10 @@ def _colocated(base: Recipe) -> Any:
 def _check_key(plan: Plan, name: str, dimension: DimensionSettings) -> None:
     """Refuse a key that cannot be searched, and bounds that the recipe's schema refuses."""
     base, known = plan.base, mutable_recipe_keys(plan.base)
+    if name == "actors.inference":
+        raise RecipeError(
+            "search.actors.inference: a trial's room is reserved without a policy server. Leave it out."
+        )
     ends = dimension.values if dimension.kind == "choice" else (dimension.low, dimension.high)
     for value in ends:
         assert value is not None

@@ -14,7 +14,7 @@ import ray
 from seqrl_ray import api
 from seqrl_ray.errors import RecipeError
 from tests.system.runs import train
-from tests.system.test_kills import WIRINGS, run_with_a_death, survived
+from tests.system.test_kills import WIRINGS, kill, run_with_a_death, survived
 
 pytestmark = pytest.mark.system
 
@@ -33,10 +33,10 @@ def test_a_run_through_a_policy_server_ends_as_any_other(ray_here: None, tmp_pat
     assert summary["samples_per_insert"] == pytest.approx(4.0, rel=0.05)
     last = reports(tmp_path / "run")[-1]
     # what was decided for and not stored any more: the fragments under way at the end
-    assert 0.8 * summary["agent_steps"] <= last["inference_slots"]
+    assert 0.5 * summary["agent_steps"] <= last["inference_slots"]
     assert 4 <= last["inference_batch_slots"] <= 8  # of one actor's four copies, or of both actors'
     assert 0.0 < last["inference_busy"] <= 1.0 and last["inference_wait_s"] >= 0.0
-    assert summary["policy_lag"]["p50"] < 0.5 * summary["updates"]  # the weights that acted are known
+    assert summary["policy_lag"]["p95"] < 0.4 * summary["updates"]  # unknown weights would be of update 0
 
 
 def test_the_local_loop_has_no_policy_server(tmp_path: Path) -> None:
@@ -53,9 +53,20 @@ def test_a_killed_policy_server_is_back_and_no_actor_notices(
     def strike(session: Any) -> None:
         os.kill(ray.get(session.server.handle.serve.remote(session.supervisor.board)).pid, signal.SIGKILL)
 
-    summary = run_with_a_death(tmp_path, (*CENTRAL, *WIRINGS[wiring]), strike)
+    overrides = (*CENTRAL, *WIRINGS[wiring], "actors.hang_timeout_s=60.0")
+    summary = run_with_a_death(tmp_path, overrides, strike)
     failure = survived(summary, "policy_server", capsys)
     assert failure["lost_steps"] == 0 and failure["recover_s"] is not None
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_killed_board_is_replaced_once_whoever_misses_it(
+    tmp_path: Path, ray_here: None, wiring: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (*CENTRAL, *WIRINGS[wiring], "actors.hang_timeout_s=60.0")
+    summary = run_with_a_death(tmp_path, overrides, lambda session: kill(session.supervisor.board))
+    survived(summary, "board", capsys)
 
 
 @pytest.mark.kill

@@ -59,26 +59,36 @@ def test_averaged_weights_are_as_old_as_was_asked_for(share: float) -> None:
     assert (parts * (updates - np.arange(updates + 1))).sum() == pytest.approx(share * updates, rel=0.01)
 
 
-def test_an_algorithm_acts_with_its_average_and_learns_with_its_last(learner: Build) -> None:
+def test_an_algorithm_is_judged_with_its_average_and_acts_with_its_last(learner: Build) -> None:
     averaged, plain, stepped = learner(average_share=0.25), learner(), learner(average_share=0.25)
     batch, hparams = transitions(12, 8), {"learning_rate": 0.01}
     averaged.update(batch, hparams)
     plain.update(batch, hparams)
-    np.testing.assert_array_equal(averaged.learned()["online"], plain.learned()["online"])
+    np.testing.assert_array_equal(averaged.weights(), plain.weights())
     expected = np.zeros_like(plain.weights())
     for update, minibatch in enumerate(unbind(batch, 12), 1):
         stepped.update(change(minibatch, lambda column: column[None]), hparams)
         rate = averaged.optimiser.average_rate(update)
-        expected += rate * (stepped.learned()["online"] - expected)
-    np.testing.assert_array_equal(stepped.weights(), averaged.weights())
-    np.testing.assert_allclose(averaged.weights(), expected, rtol=0.0, atol=1e-6)
-    assert np.abs(averaged.weights() - plain.weights()).max() > 1e-3
+        expected += rate * (stepped.weights() - expected)
+    np.testing.assert_array_equal(stepped.judged_weights(), averaged.judged_weights())
+    np.testing.assert_allclose(averaged.judged_weights(), expected, rtol=0.0, atol=1e-6)
+    assert np.abs(averaged.judged_weights() - plain.weights()).max() > 1e-3
+    np.testing.assert_array_equal(plain.judged_weights(), plain.weights())
     again = learner(average_share=0.25, seed=5)
     again.load_learned(averaged.learned())
-    np.testing.assert_array_equal(again.weights(), averaged.weights())
-    again.load_weights(plain.weights())
-    np.testing.assert_array_equal(again.weights(), plain.weights())
+    np.testing.assert_array_equal(again.judged_weights(), averaged.judged_weights())
     assert "average" not in plain.learned()
+
+
+def test_an_average_begins_anew_with_what_is_averaged(learner: Build) -> None:
+    """After a population's "anew" the random beginning must not be most of it."""
+    taker, batch, hparams = learner(average_share=0.25), transitions(20, 8), {"learning_rate": 0.01}
+    taker.update(batch, hparams)
+    taker.load_learned(learner(average_share=0.25, seed=5).learned())
+    fresh = learner(average_share=0.25, seed=5)
+    for algorithm in (taker, fresh):
+        algorithm.update(batch, hparams)
+    np.testing.assert_array_equal(taker.judged_weights(), fresh.judged_weights())
 
 
 def test_a_slow_copy_is_kept_only_where_settings_ask_for_one(learner: Build) -> None:

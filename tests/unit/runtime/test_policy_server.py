@@ -134,13 +134,14 @@ def test_a_dead_board_is_told_of_and_the_weights_stay(world: Callable[[], Any]) 
     async def run() -> None:
         server, pulled = world()
         board, later = Board(pulled), replace(pulled.weights["shared"], counter=9)
-        await server.serve(board)
+        assert not (await server.serve(board)).board_lost
         await server.act(request(0))
         board.dead = True
         await asyncio.sleep(0.1)
         assert unpack(await server.act(request(0))).versions == {"shared": (0, 7)}
+        assert (await server.serve(board)).board_lost
         other = Board(Pulled({"shared": later}, {}, 0.4))
-        assert (await server.serve(other)).board_lost
+        assert not (await server.serve(other)).board_lost  # the loss was the other board's
         await asyncio.sleep(0.1)
         assert not (await server.serve(other)).board_lost
         assert unpack(await server.act(request(0))).versions == {"shared": (0, 9)}
@@ -148,15 +149,37 @@ def test_a_dead_board_is_told_of_and_the_weights_stay(world: Callable[[], Any]) 
     asyncio.run(run())
 
 
-def test_an_error_reaches_everybody_who_waits_for_it(world: Callable[[], Any]) -> None:
+def test_a_batch_that_fails_is_told_to_who_may_end_the_process_alone(world: Callable[[], Any]) -> None:
     async def run() -> None:
         server, pulled = world()
-        await server.serve(Board(pulled))
+        board = Board(pulled)
+        await server.serve(board)
         bad = Request(1, 0, {"shared": Question(np.zeros((2, 9), np.float32), *[np.zeros(2)] * 3, None, {})})
-        calls = [server.act(request(0)), server.act(pack(bad, []))]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(result, Exception) for result in results)
-        assert unpack(await server.act(request(0))).versions  # and the next batch is another matter
+        calls = [asyncio.ensure_future(server.act(r)) for r in (request(0), pack(bad, []))]
+        await asyncio.sleep(0.2)
+        assert not any(call.done() for call in calls)  # Ray repeats them
+        with pytest.raises((ValueError, RuntimeError, KeyError)):
+            await server.serve(board)
+        for call in calls:
+            call.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_does_not_end_shows(world: Callable[[], Any]) -> None:
+    async def run() -> None:
+        server, pulled = world()
+        go_on, board = threading.Event(), Board(pulled)
+        server.policies.act = lambda requests: go_on.wait(30.0) and []
+        assert (await server.serve(board)).computing_s == 0.0
+        call = asyncio.ensure_future(server.act(request(0)))
+        await asyncio.sleep(0.3)
+        first = await server.serve(board)
+        await asyncio.sleep(0.1)
+        second = await server.serve(board)
+        assert 0.1 <= first.computing_s < second.computing_s <= second.lived_s
+        go_on.set()
+        call.cancel()
 
     asyncio.run(run())
 
