@@ -6,6 +6,7 @@ per trial under `members/` and `default/`, Tune's own files under `tune/`, `summ
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -19,14 +20,17 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seqrl_ray.errors import RunFolderError, WorkerError
+from seqrl_ray.loops.remote import Remote
 from seqrl_ray.loops.run_folder import versions
 from seqrl_ray.recipe import write
 from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.runtime.launch import cluster_resources, connected
 from seqrl_ray.runtime.metrics import refuse_silence, where
+from seqrl_ray.runtime.reserve import check_shared
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, read_log
 from seqrl_ray.tune.final import Contestant, compare, sentence, write_summary
 from seqrl_ray.tune.lineage import chain, experience, reports, schedule
+from seqrl_ray.tune.mirror import RECIPE, SWEEP, SweepMirror
 from seqrl_ray.tune.plan import Plan
 from seqrl_ray.tune.population import Population
 from seqrl_ray.tune.room import Room, make_room
@@ -35,7 +39,7 @@ from seqrl_ray.tune.screen import Screen
 from seqrl_ray.tune.settings import IN_PLACE
 from seqrl_ray.tune.trainable import PopulationTrial, folder_of
 
-SWEEP, RECIPE, SUMMARY = "sweep.toml", "recipe.toml", "summary.json"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,16 @@ class Outcome:
     errors: list[str]
 
 
-def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, quiet: bool) -> dict[str, Any]:
+def run_sweep(
+    plan: Plan,
+    root: Path,
+    *,
+    resumed: bool,
+    address: str | None,
+    quiet: bool,
+    report: Callable[[Path], object],
+    remote: Remote | None = None,
+) -> dict[str, Any]:
     """Run a sweep to its end and return its summary (also written to the folder).
 
     Args:
@@ -56,32 +69,46 @@ def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, qui
         resumed: go on with what is there.
         address: Ray cluster to join; None: a Ray of our own on this machine.
         quiet: no progress lines.
+        report: draws the report of the folder that it is given.
+        remote: where a copy of the folder is kept; None: nowhere.
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
     began = time.monotonic()
     refuse_silence(plan.base, address)
-    with connected(address, cpus=os.cpu_count() or 1):
-        total = cluster_resources()
-        room = make_room(
-            plan.sweep,
-            plan.base,
-            one_process=plan.one_process,
-            cpus=total.get("CPU", 0.0),
-            gpus=total.get("GPU", 0.0),
-        )
-        _open(plan, root, resumed=resumed)
-        screen = Screen(plan, quiet=quiet)
-        if plan.base.prometheus != "off":
-            screen.say(where(address))
-        if plan.sweep.scheduler.kind == IN_PLACE:
-            outcome = run_population(plan, root, room, screen)
-        else:
-            from seqrl_ray.tune.schedulers import run_search
+    with contextlib.ExitStack() as stack:
+        copy: SweepMirror | None = None
+        with connected(address, cpus=os.cpu_count() or 1):
+            total = cluster_resources()
+            room = make_room(
+                plan.sweep,
+                plan.base,
+                one_process=plan.one_process,
+                cpus=total.get("CPU", 0.0),
+                gpus=total.get("GPU", 0.0),
+            )
+            if address not in (None, "local"):
+                rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+                check_shared(root / "members", [row["NodeID"] for row in rows if row["Alive"]])
+            _open(plan, root, resumed=resumed)
+            screen = Screen(plan, quiet=quiet)
+            if remote is not None:
+                copy = stack.enter_context(SweepMirror(remote, root, screen.say))
+                screen.after_step = copy.nudge
+            if plan.base.prometheus != "off":
+                screen.say(where(address))
+            if plan.sweep.scheduler.kind == IN_PLACE:
+                outcome = run_population(plan, root, room, screen)
+            else:
+                from seqrl_ray.tune.schedulers import run_search
 
-            outcome = run_search(plan, root, room, screen, resumed=resumed)
-    if outcome.status == "failed":
-        raise WorkerError(f"every trial of {root} failed; the first error:\n{outcome.errors[0]}")
-    return sum_up(plan, root, outcome, time.monotonic() - began, screen)
+                outcome = run_search(plan, root, room, screen, resumed=resumed)
+        if outcome.status == "failed":
+            raise WorkerError(f"every trial of {root} failed; the first error:\n{outcome.errors[0]}")
+        summary = sum_up(plan, root, outcome, time.monotonic() - began, screen)
+        report(root)
+        if copy is not None:
+            copy.finish()
+    return summary
 
 
 def _open(plan: Plan, root: Path, *, resumed: bool) -> None:
