@@ -53,6 +53,10 @@ class Placement:
     """Ray options of shards that are processes of their own."""
     actor_labels: Mapping[str, str] = field(default_factory=dict)
     """What the nodes of actors and evaluators must have."""
+    actor_pins: tuple[dict[str, Any], ...] = ()
+    """Ray options of each actor by its number, where places are reserved; () = wherever there is room."""
+    evaluator_pin: dict[str, Any] = field(default_factory=dict)
+    """Ray options of the evaluator, where it has a place reserved."""
     follower_pins: tuple[dict[str, Any], ...] = ()
     """Ray options of each learner beside the first; () = of our own machine."""
     elsewhere: tuple[str, ...] = ()
@@ -128,7 +132,12 @@ class RaySession:
         """
         self.recipe, self.placement, self.root = recipe, placement, root
         self.supervisor = Supervisor(
-            recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels, pin=placement.pin
+            recipe,
+            actor_cpus=placement.actor_cpus,
+            actor_labels=placement.actor_labels,
+            pin=placement.pin,
+            actor_pins=placement.actor_pins,
+            evaluator_pin=placement.evaluator_pin,
         )
         self.crew = Crew(
             recipe,

@@ -27,6 +27,7 @@ from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.runtime.launch import cluster_resources, connected
 from seqrl_ray.runtime.metrics import refuse_silence, where
 from seqrl_ray.runtime.reserve import check_shared
+from seqrl_ray.runtime.room import present
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, read_log
 from seqrl_ray.tune.final import Contestant, compare, sentence, write_summary
 from seqrl_ray.tune.lineage import chain, experience, reports, schedule
@@ -75,6 +76,7 @@ def run_sweep(
     """
     began = time.monotonic()
     refuse_silence(plan.base, address)
+    own = address in (None, "local")
     with contextlib.ExitStack() as stack:
         copy: SweepMirror | None = None
         with connected(address, cpus=os.cpu_count() or 1):
@@ -85,8 +87,9 @@ def run_sweep(
                 one_process=plan.one_process,
                 cpus=total.get("CPU", 0.0),
                 gpus=total.get("GPU", 0.0),
+                nodes=None if own else present(),
             )
-            if address not in (None, "local"):
+            if not own:
                 rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
                 check_shared(root / "members", [row["NodeID"] for row in rows if row["Alive"]])
             _open(plan, root, resumed=resumed)
@@ -135,9 +138,7 @@ def run_population(plan: Plan, root: Path, room: Room, screen: Screen) -> Outcom
     actor = board.remote(root.absolute(), plan.space, plan.rules, size, plan.sweep.seed)
     ray.get(actor.pid.remote())
     trials = [*range(size), *([DEFAULT] if plan.sweep.final.default else [])]
-    trainable = tune.with_parameters(
-        PopulationTrial, plan=plan, root=root.absolute(), placement=room.placement(plan.base), board=actor
-    )
+    trainable = tune.with_parameters(PopulationTrial, plan=plan, root=root.absolute(), room=room, board=actor)
     screen.board = actor
     try:
         outcome = fit(

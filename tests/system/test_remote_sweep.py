@@ -65,7 +65,11 @@ def test_a_lost_machine_leaves_a_sweep_that_goes_on_elsewhere(
     url = f"file://{tmp_path}/storage/sweeps/first"
     place, chance = Remote(url), random.Random()
     (tmp_path / "tiny.toml").write_text(TINY)
-    with started(tmp_path / "one", str(tmp_path / "tiny.toml"), "--run-dir", url) as driver:
+    keys = (
+        "scheduler.report_env_steps=1200",
+        "budget.env_steps=9600",
+    )
+    with started(tmp_path / "one", str(tmp_path / "tiny.toml"), *keys, "--run-dir", url) as driver:
         wait_for_rows(place, chance.randint(3, 12), driver)
         time.sleep(chance.uniform(0.0, 0.5))
         driver.kill()
@@ -84,7 +88,7 @@ def test_a_lost_machine_leaves_a_sweep_that_goes_on_elsewhere(
     assert [r["event"] for r in rows].count("resumed") == 1
     # what lies there is the whole sweep
     for folder in (two / "runs" / "first", tmp_path / "storage" / "sweeps" / "first"):
-        check_sweep(folder, 3, 3200)
+        check_sweep(folder, 3, 9600)
         told = json.loads((folder / "summary.json").read_text())
         assert told["winner"] == json.loads(json.dumps(done.summary["winner"]))
     winner = done.summary["winner"]["folder"]
