@@ -195,7 +195,10 @@ class ServiceSession(RaySession):
         while report is None:
             self.follow_the_cluster()
             busy = {stretch.actor for stretch in self._calls.values()}
-            for index in [i for i in self.supervisor.actors if i not in busy]:
+            free = [i for i in self.supervisor.actors if i not in busy]
+            if free:
+                self.spread.waits = self.crew.waiting
+            for index in free:
                 self._send(index)
             calls = [call, *self._calls]
             ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)

@@ -132,6 +132,23 @@ def test_an_actor_that_no_node_has_room_for_is_not_silent(session, monkeypatch):
     assert session.buried == [(0, "hung")]
 
 
+def test_actors_that_wait_for_room_leave_no_shard_without_experience(session, monkeypatch):
+    """Four actors on two shards; those of one shard wait."""
+    session.follow_the_cluster = lambda: None
+    session.supervisor.actors = {i: Process(run_for=ActorReport(), finish=ActorReport()) for i in range(4)}
+    for index in range(4):
+        session.spread.join(index)
+    assert session.spread.of == {0: 0, 1: 1, 2: 0, 3: 1}
+    session._sends_to = dict(session.spread.of)
+    session._calls = {Call(ready=False): _Stretch(i, 1, 0, time.monotonic()) for i in (1, 3)}
+    session._row = lambda row: row
+    session.crew.members = {i: SimpleNamespace(leaving=False) for i in range(4)}
+    monkeypatch.setattr(Crew, "waiting", frozenset({1, 3}))
+    session.node_losses, session._interim, session._notes, session.save_wanted = {}, None, [], False
+    session.advance(0.0)
+    assert session.spread.standing == {0: 0, 2: 1}
+
+
 def test_an_actor_that_has_never_answered_has_time_to_start(session):
     session._heard = {0}
     waited = session._patience(0) + 1.0
