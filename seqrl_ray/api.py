@@ -477,10 +477,13 @@ def _session(
 
     refuse_silence(recipe, address)
     stack.enter_context(connected(address))
+    opened: Callable[..., Session]
     if is_rllib(recipe.algorithm["name"]):
-        from seqrl_ray.rllib.launch import open_session as opener
+        from seqrl_ray.rllib.launch import open_session as opened
     else:
-        from seqrl_ray.runtime.launch import open_session as opener  # type: ignore[assignment]
-    opened = partial(opener, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s)
-    session = opened(resume=checkpoint.absolute() if checkpoint else None)
+        from seqrl_ray.runtime.launch import open_session
+
+        opened = partial(open_session, say=say)
+    own, resume = address in (None, "local"), checkpoint.absolute() if checkpoint else None
+    session = opened(recipe, root=root.absolute(), local=own, clock_s=clock_s, resume=resume)
     return session, open_exporter(recipe, address, say)

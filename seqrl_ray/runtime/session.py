@@ -26,7 +26,7 @@ from seqrl_ray.loops.judge import Job, before_acting, chunk_size, playable
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime import nodes
-from seqrl_ray.runtime.crew import Crew
+from seqrl_ray.runtime.crew import PATIENT_S, Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.supervisor import Supervisor
 from seqrl_ray.runtime.wire import GONE, unpack
@@ -89,6 +89,14 @@ class NodeLoss:
     """Actors whose replacements have not been heard yet."""
 
 
+Say = Callable[[str], None]
+"""Hears lines for people."""
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
 LAST_SAVE_S = 15.0
 """How long before the announced end of the learner's node a last checkpoint is begun."""
 
@@ -119,7 +127,14 @@ class RaySession:
     """What does not depend on the wiring; `ColocatedSession` and `ServiceSession` add the rest."""
 
     def __init__(
-        self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        *,
+        root: Path,
+        clock_s: float,
+        resume: Path | None,
+        say: Say,
     ) -> None:
         """Start the board.
 
@@ -129,8 +144,9 @@ class RaySession:
             root: the run's checkpoints; a dead learner is restored from the newest.
             clock_s: wall seconds the run had used before it was resumed.
             resume: checkpoint to go on from.
+            say: hears lines for people while the session begins; later ones come with `Advance`.
         """
-        self.recipe, self.placement, self.root = recipe, placement, root
+        self.recipe, self.placement, self.root, self._say = recipe, placement, root, say
         self.supervisor = Supervisor(
             recipe,
             actor_cpus=placement.actor_cpus,
@@ -282,8 +298,17 @@ class RaySession:
                 self._last_saves[node_id] = self.save_wanted = True
 
     def first_groups(self) -> dict[str, GroupSpec]:
-        """Wait for the first actor: its environment says what there is to learn."""
-        groups: dict[str, GroupSpec] = ray.get(self.supervisor.actors[0].groups.remote())
+        """Wait for the first actor: its environment says what there is to learn. Say if there is no room."""
+        call = self.supervisor.actors[0].groups.remote()
+        ready, _ = ray.wait([call], timeout=PATIENT_S)
+        if not ready and 0 in self.crew.unplaced:
+            labels = self.placement.actor_labels
+            where = f" on a node with the labels {dict(labels)}" if labels else ""
+            self._say(
+                f"the first actor waits for {self.placement.actor_cpus:g} free CPUs{where}; the run begins "
+                "when it stands"
+            )
+        groups: dict[str, GroupSpec] = ray.get(call)
         return groups
 
     def restore_rollouts(self, resume: Path) -> None:

@@ -90,6 +90,7 @@ def pinned(placement: Placement | None, room: Room) -> Placement | None:
     if placement is None or room.labels() is None:
         return placement
     group = get_current_placement_group()
+    assert group is not None, "Tune places trials in groups"
     at = [
         {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)}
         for i in range(room.processes)
