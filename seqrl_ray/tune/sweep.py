@@ -30,6 +30,7 @@ from seqrl_ray.runtime.reserve import check_shared
 from seqrl_ray.runtime.room import present
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, read_log
 from seqrl_ray.tune.final import Contestant, compare, sentence, write_summary
+from seqrl_ray.tune.interrupt import Interrupt
 from seqrl_ray.tune.lineage import chain, experience, reports, schedule
 from seqrl_ray.tune.mirror import RECIPE, SWEEP, SweepMirror
 from seqrl_ray.tune.plan import Plan
@@ -192,13 +193,18 @@ def ended(plan: Plan, screen: Screen, run: Callable[[], Any]) -> Outcome:
     """Run Tune and say how it ended."""
     _quieten(plan)
     began = time.monotonic()
-    grid = run()
+    with Interrupt() as stop:
+        grid = run()
     errors = [str(error) for error in grid.errors]
     budget = plan.sweep.budget.wall_s
+    if stop.asked:
+        return Outcome("interrupted", errors)
     if screen.all_done:
         return Outcome("completed", errors)
     if budget and time.monotonic() - began >= budget:
         return Outcome("out of time", errors)
+    if screen.log is not None and not errors:  # Tune's own schedulers; a restored Tune tells its old screen
+        return Outcome("completed", errors)
     return Outcome("failed" if errors and len(errors) == len(grid) else "interrupted", errors)
 
 
