@@ -67,9 +67,10 @@ def train(
     Raises: SeqrlError: bad input (nothing has been touched), or an error that stopped the run.
     """
     from seqrl_ray.loops.mirror import begin
-    from seqrl_ray.loops.remote import is_url
+    from seqrl_ray.loops.remote import is_url, refuse_path
 
     _one_of(local, address)
+    refuse_path(run_dir, "--run-dir")
     resolved = read_recipe(recipe, overrides)
     folder, remote = Path(run_dir or run_folder_name(resolved, time.strftime("%Y%m%d-%H%M%S"))), None
     if run_dir is not None and is_url(run_dir):
@@ -244,16 +245,16 @@ def tune(
     Args:
         sweep: path or shipped name of the sweep file.
         overrides: `dotted.key=value`, applied on top; `recipe.dotted.key=value` changes the base recipe.
-        run_dir: folder of the sweep; None: `runs/<name>-<time>` here.
+        run_dir: folder of the sweep; None: `runs/<name>-<time>` here. A remote place as in `train`.
         address: Ray cluster to join; None: a Ray of our own on this machine.
         quiet: no progress lines.
     Returns: the sweep's folder and its summary.
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
-    from seqrl_ray.loops.remote import refuse
+    from seqrl_ray.loops.remote import refuse_path
     from seqrl_ray.sweeping import new_sweep
 
-    refuse(run_dir, "--run-dir")
+    refuse_path(run_dir, "--run-dir")
     return Result(*new_sweep(sweep, overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 
@@ -262,11 +263,16 @@ def resume_tune(
 ) -> Result:
     """Go on with a sweep in its folder; only `budget.wall_s` and keys of `[trial]` may be changed.
 
+    Args:
+        folder: the sweep's, or a remote place: then in `runs/<its name>` here, which is brought.
+        overrides: `dotted.key=value`, applied on top.
+        address: as in `tune`.
+        quiet: as in `tune`.
     Raises: SeqrlError: no sweep there, or bad input.
     """
     from seqrl_ray.sweeping import resumed_sweep
 
-    return Result(*resumed_sweep(Path(folder), overrides, address=address, quiet=quiet))
+    return Result(*resumed_sweep(folder, overrides, address=address, quiet=quiet))
 
 
 def replay_schedule(
@@ -280,18 +286,18 @@ def replay_schedule(
     """Train one run with the schedule of values that a sweep's winner had.
 
     Args:
-        folder: the sweep's.
+        folder: the sweep's, or a remote place.
         overrides: `dotted.key=value` on top of the sweep's base recipe, e.g. `seed=7`.
         run_dir: as in `train`.
         address: as in `train`.
         quiet: as in `train`.
     Raises: SeqrlError: no winner there, or bad input.
     """
-    from seqrl_ray.loops.remote import refuse
+    from seqrl_ray.loops.remote import refuse_path
     from seqrl_ray.sweeping import replayed
 
-    refuse(run_dir, "--run-dir")
-    return Result(*replayed(Path(folder), overrides, run_dir=run_dir, address=address, quiet=quiet))
+    refuse_path(run_dir, "--run-dir")
+    return Result(*replayed(folder, overrides, run_dir=run_dir, address=address, quiet=quiet))
 
 
 def watch(
@@ -471,10 +477,13 @@ def _session(
 
     refuse_silence(recipe, address)
     stack.enter_context(connected(address))
+    opened: Callable[..., Session]
     if is_rllib(recipe.algorithm["name"]):
-        from seqrl_ray.rllib.launch import open_session as opener
+        from seqrl_ray.rllib.launch import open_session as opened
     else:
-        from seqrl_ray.runtime.launch import open_session as opener  # type: ignore[assignment]
-    opened = partial(opener, recipe, root=root.absolute(), local=address in (None, "local"), clock_s=clock_s)
-    session = opened(resume=checkpoint.absolute() if checkpoint else None)
+        from seqrl_ray.runtime.launch import open_session
+
+        opened = partial(open_session, say=say)
+    own, resume = address in (None, "local"), checkpoint.absolute() if checkpoint else None
+    session = opened(recipe, root=root.absolute(), local=own, clock_s=clock_s, resume=resume)
     return session, open_exporter(recipe, address, say)

@@ -5,7 +5,6 @@ Like `cli.py`, it imports what the command needs when it runs.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,11 +23,14 @@ def tune(
         typer.Argument(metavar="[KEY=VALUE]...", help="e.g. trials=8; recipe.a.b=c changes the base recipe"),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="folder of the new sweep or replay; default runs/<name>-<time>")
+        str | None,
+        typer.Option(help="folder of the new sweep or replay, or a remote place; default runs/<name>-<time>"),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the sweep in this folder")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="go on with the sweep in this folder, or remote place")
+    ] = None,
     replay: Annotated[
-        Path | None, typer.Option(help="train one run with the schedule that this sweep's winner had")
+        str | None, typer.Option(help="train one run with the schedule that this sweep's winner had")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join")] = None,
 ) -> None:

@@ -19,10 +19,11 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from seqrl_ray.errors import CheckpointError, RunFolderError
 from seqrl_ray.loops import checkpoints
@@ -37,6 +38,9 @@ DROPPED_S = 1.0
 """How long it takes at most to delete a checkpoint here, file by file."""
 TRIES, PAUSE_S = 4, 5.0
 """At the run's end."""
+
+Pull = Callable[[Remote, Path], Path]
+"""(a place, a folder to be made) -> the folder, with what goes on from there."""
 
 
 def working_folder(remote: Remote) -> Path:
@@ -62,17 +66,18 @@ def begin(url: str) -> tuple[Remote, Path]:
     return remote, working_folder(remote)
 
 
-def go_on(run: str | Path) -> tuple[Path, Remote | None]:
+def go_on(run: str | Path, bring: Pull | None = None) -> tuple[Path, Remote | None]:
     """Return (the local folder to go on in, its remote place or None) of a run that is to be resumed.
 
     Args:
         run: a remote place, or a folder of this machine, which may be the copy of one.
+        bring: how what lies there comes here; None: as `pull` does.
     Raises: RunFolderError, CheckpointError: there is no run, none that is whole, or it went on elsewhere.
     """
     if is_url(run):
         remote = Remote(str(run))
         folder = working_folder(remote)
-        return _brought(remote, folder), remote
+        return _brought(remote, folder, bring or pull), remote
     folder = Path(run)
     if not (folder / MARK).is_file():
         return folder, None
@@ -90,7 +95,7 @@ def go_on(run: str | Path) -> tuple[Path, Remote | None]:
     return folder, remote
 
 
-def _brought(remote: Remote, folder: Path) -> Path:
+def _brought(remote: Remote, folder: Path, bring: Pull) -> Path:
     """Bring a run here, unless this folder wrote last what lies there."""
     try:
         mark = folder / MARK
@@ -98,7 +103,7 @@ def _brought(remote: Remote, folder: Path) -> Path:
             known = json.loads(mark.read_text(encoding="utf-8"))
             if known["url"] == remote.url and known["session"] == remote.owner():
                 return folder  # nobody has written since: what is here is as new, or newer
-        return pull(remote, folder)
+        return bring(remote, folder)
     except OSError as error:
         raise _unreachable(remote.url, error) from None
 
@@ -120,12 +125,35 @@ def pull(remote: Remote, folder: Path) -> Path:
             f"{remote.url} holds no complete checkpoint: there is nothing to go on from. Start a new run."
         )
     wanted = [n for n in there if not n.startswith(f"{CHECKPOINTS}/") or n.split("/")[1] == newest[0]]
+    return arrive(remote, folder, wanted, [f"{CHECKPOINTS}/{newest[0]}"])
+
+
+def arrive(
+    remote: Remote,
+    folder: Path,
+    wanted: Iterable[str],
+    whole: Iterable[str],
+    read: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Bring files into a new folder; one that is there is kept beside it under another name.
+
+    Args:
+        remote: their place.
+        folder: where to.
+        wanted: their names.
+        whole: checkpoints among them.
+        read: name -> content of files that have been read already.
+    Raises: CheckpointError: a checkpoint is damaged; nothing is left here.
+    """
     arriving = folder.with_name(f"{folder.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)
     for name in wanted:
         if name != OWNER and not name.endswith(".partial"):
             remote.get(name, arriving / name)
-    checkpoints.verify(arriving / CHECKPOINTS / newest[0])
+    for name, content in (read or {}).items():
+        (arriving / name).write_bytes(content)
+    for name in whole:
+        checkpoints.verify(arriving / name)
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
     arriving.rename(folder)
@@ -219,7 +247,7 @@ class Mirror:
                     ) from None
                 time.sleep(PAUSE_S)
 
-    def __enter__(self) -> Mirror:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -248,18 +276,13 @@ class Mirror:
         Raises: OSError: the storage failed. StorageError: another session has taken the run over.
         """
         self._still_ours()
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder).as_posix()
-            if name.startswith(f"{CHECKPOINTS}/") or name == MARK or name.endswith(".partial"):
-                continue
-            if path.is_file():
-                self._put_changed(path, name)
+        self._put_rows()
         newest = checkpoints.complete(self.folder / CHECKPOINTS)[-1:]
         there = self.remote.files(CHECKPOINTS)
         if newest and newest[0].name not in complete(there):
             stale = [name for name in there if name.split("/")[1] == newest[0].name]
             self.remote.remove(stale)  # a copy of it that was cut short
-            if not self._put_checkpoint(newest[0]):
+            if not self._put_checkpoint(newest[0], f"{CHECKPOINTS}/{newest[0].name}"):
                 return  # dropped here meanwhile: there is a newer one
             there = self.remote.files(CHECKPOINTS)
         self._drop_old(there)
@@ -271,17 +294,31 @@ class Mirror:
                 f"What it did is in {self.folder}."
             )
 
-    def _put_changed(self, path: Path, name: str) -> None:
-        about = path.stat()
-        stamp = (about.st_size, about.st_mtime_ns)
-        if self._copied.get(name) != stamp:
-            self.remote.put(path, name)
-            self._copied[name] = stamp
+    def _put_rows(self) -> None:
+        """Copy what has changed of all that is in no checkpoint."""
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and not self._stays(name):
+                self._put_changed(path, name)
 
-    def _put_checkpoint(self, folder: Path) -> bool:
-        """Copy a checkpoint, its manifest last; returns False if it was dropped here meanwhile."""
+    def _stays(self, name: str) -> bool:
+        """Whether a file is none of those that are copied as they change."""
+        return name.startswith(f"{CHECKPOINTS}/") or name == MARK or name.endswith(".partial")
+
+    def _put_changed(self, path: Path, name: str) -> None:
+        try:
+            about = path.stat()
+            stamp = (about.st_size, about.st_mtime_ns)
+            if self._copied.get(name) != stamp:
+                self.remote.put(path, name)
+                self._copied[name] = stamp
+        except FileNotFoundError:
+            if path.exists():
+                raise  # it is the storage that has lost something
+
+    def _put_checkpoint(self, folder: Path, top: str) -> bool:
+        """Copy a checkpoint to `top`, its manifest last; returns False if it was dropped here meanwhile."""
         manifest = folder / checkpoints.MANIFEST
-        top = f"{CHECKPOINTS}/{folder.name}"
         try:
             content = manifest.read_bytes()
             for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != manifest):
@@ -296,13 +333,19 @@ class Mirror:
         return True
 
     def _drop_old(self, there: list[str]) -> None:
-        """Delete all but the newest complete checkpoints there, and what never became one; manifests first,
-        so that what is half deleted is none.
-        """
+        """Delete all but the newest complete checkpoints there, and what never became one."""
         kept = complete(there)[-self.keep :]
         old = [name for name in there if kept and name.split("/")[1] < kept[0]]
-        ends = f"/{checkpoints.MANIFEST}"
-        self.remote.remove(sorted(old, key=lambda name: not (name.endswith(ends) and name.count("/") == 2)))
+        self._remove_checkpoints(old)
+
+    def _remove_checkpoints(self, names: list[str]) -> None:
+        """Delete files of checkpoints, manifests first: what is half deleted is none."""
+
+        def later(name: str) -> bool:
+            _, _, within = name.rpartition(f"{CHECKPOINTS}/")
+            return within.partition("/")[2] != checkpoints.MANIFEST
+
+        self.remote.remove(sorted(names, key=later))
 
 
 def _unreachable(url: str, error: Exception) -> RunFolderError:

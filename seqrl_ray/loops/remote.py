@@ -39,15 +39,16 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-def refuse(place: str | Path | None, what: str) -> None:
-    """Refuse a remote place for what takes folders alone; a `Path` has lost one of its slashes by now.
+def refuse_path(place: str | Path | None, what: str) -> None:
+    """Refuse a remote place that was given as a `Path`, which has taken one of its slashes.
 
-    Raises: RunFolderError: it is one.
+    Raises: RunFolderError: it was.
     """
     kind, colon, rest = str(place or "").partition(":")
-    if colon and kind.isalnum() and rest.startswith("/"):
+    if isinstance(place, Path) and colon and kind.isalnum() and rest.startswith("/"):
         raise RunFolderError(
-            f"{what}={place} is remote: only runs of seqrl train can be kept there. Name a folder."
+            f"{what}={place} is a remote place as a Path, which has lost a slash: a folder of that name "
+            "would be made here. Give it as a string."
         )
 
 
@@ -158,6 +159,16 @@ class Remote:
         except FileNotFoundError:
             return None
         return content
+
+    def read_whole(self, name: str) -> bytes | None:
+        """Return the content of a file that `put_whole` writes over, None if there is none.
+
+        Between its removal and the move to its name it stands under another; a kill leaves it there.
+        """
+        content = self.read(name)
+        if content is None:
+            content = self.read(f"{name}.partial")
+        return self.read(name) if content is None else content
 
     def remove(self, names: list[str]) -> None:
         """Delete files, in this order."""

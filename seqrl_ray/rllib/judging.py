@@ -30,7 +30,7 @@ class Judges:
         Args:
             recipe: the run.
             budget: where deaths are counted.
-            cpus: that each evaluator asks of Ray.
+            cpus: that each evaluator of the final evaluation asks of Ray; the runners have left them by then.
             workers: evaluators of the final evaluation.
             at_s: wall seconds of the run so far.
         """
@@ -45,7 +45,7 @@ class Judges:
         if self._playing is not None:
             return
         if self._evaluator is None:
-            self._evaluator = self._make()
+            self._evaluator = self._make(0.0)  # beside runners that have all that was reserved
         call = self._evaluator.play.remote(Job(POLICY, tuple(seeds)), dict(weights))
         self._playing = (call, at)
 
@@ -85,7 +85,7 @@ class Judges:
             on_job(job, len(jobs))
 
         return play_jobs(
-            self._make,
+            lambda: self._make(self._cpus),
             jobs,
             weights,
             workers=self._workers,
@@ -106,8 +106,8 @@ class Judges:
             ray.kill(self._evaluator, no_restart=True)
         self._evaluator = self._playing = None
 
-    def _make(self) -> Any:
-        remote = ray.remote(Evaluator).options(num_cpus=self._cpus, runtime_env=threads_env())
+    def _make(self, cpus: float) -> Any:
+        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env())
         return remote.remote(self._recipe)
 
 

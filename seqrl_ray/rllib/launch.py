@@ -114,7 +114,7 @@ def room_of(recipe: Recipe, *, local: bool) -> Room:
         learner_threads=each_learns,
         learner_cpus=1.0 if local else float(each_learns),
         evaluator_cpus=LOCAL_CPUS if local else 1.0,
-        evaluators=cores if local else max(1, min(count, int(cpus))),
+        evaluators=cores if local else max(1, min(count, int(count * each), int(cpus))),
     )
 
 

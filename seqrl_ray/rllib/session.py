@@ -61,6 +61,7 @@ class Room:
     learner_cpus: float = 1.0
     """Of a learner that is a process of its own."""
     evaluator_cpus: float = 1.0
+    """Of each of the final evaluation."""
     evaluators: int = 1
     """Processes of the final evaluation."""
 

@@ -23,7 +23,7 @@ from seqrl_ray.loops.living import Replay, algorithm_part, changed
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.learner import ColocatedLearner, LearnerReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
+from seqrl_ray.runtime.session import Death, Placement, RaySession, Say, cause_of, diverged, silent
 from seqrl_ray.runtime.supervisor import threads_env
 from seqrl_ray.types import Weights
 from seqrl_ray.types_env import EpisodeEnd
@@ -40,9 +40,10 @@ class ColocatedSession(RaySession):
         root: Path,
         clock_s: float = 0.0,
         resume: Path | None = None,
+        say: Say = silent,
     ) -> None:
         """Start the processes; arguments as in `RaySession`."""
-        super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
+        super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume, say=say)
         self._new: dict[int, tuple[Any, bool]] = {}
         self.gives_up_diverged = False
         """Lost weights are the caller's concern, and not a death that a checkpoint mends."""

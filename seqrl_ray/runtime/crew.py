@@ -130,6 +130,12 @@ class Crew:
         return frozenset(waits or ())
 
     @property
+    def waiting(self) -> frozenset[int]:
+        """Actors that have had no place for longer than it takes to start a process where there is room."""
+        since = time.monotonic() - SETTLE_S
+        return frozenset(i for i in self.unplaced if self.members[i].since < since)
+
+    @property
     def size(self) -> int:
         """Actors that stand somewhere."""
         return len(self.members) - len(self.unplaced)

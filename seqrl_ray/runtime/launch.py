@@ -24,7 +24,7 @@ from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.reserve import SERVER_CPUS, Held, check_shared, hold
 from seqrl_ray.runtime.service import ServiceSession
-from seqrl_ray.runtime.session import Placement, cause_of
+from seqrl_ray.runtime.session import Placement, Say, cause_of, silent
 
 LOCAL_CPUS = 0.01
 """What a process asks of a Ray of our own: it is there for this run alone, nobody else waits."""
@@ -207,9 +207,17 @@ def wiring(recipe: Recipe, cpus: float) -> str:
 
 
 def open_session(
-    recipe: Recipe, *, root: Path, local: bool, clock_s: float = 0.0, resume: Path | None = None
+    recipe: Recipe,
+    *,
+    root: Path,
+    local: bool,
+    clock_s: float = 0.0,
+    resume: Path | None = None,
+    say: Say = silent,
 ) -> ColocatedSession | ServiceSession:
     """Start the processes of a run in the wiring that the recipe resolves to.
+
+    `say` hears lines for people while they start.
 
     Raises: SeqrlError: what a process found wrong as it began; no traceback of a worker hides it.
     """
@@ -223,6 +231,6 @@ def open_session(
     placement = place(recipe, local=local)
     check_shared(root, placement.elsewhere)
     try:
-        return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume)
+        return kind(recipe, placement, root=root, clock_s=clock_s, resume=resume, say=say)
     except (RayTaskError, RayActorError) as error:
         raise cause_of(error) from None

@@ -36,12 +36,15 @@ class Nodes:
     labels: Mapping[str, str]
     cpus: float
     """Of all of them."""
+    gpus: float = 0.0
+    """Of all of them, where they are there already."""
 
 
 def present() -> list[Nodes]:
     """The nodes that are there."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [Nodes(node["Labels"], node["Resources"].get("CPU", 0.0)) for node in alive]
+    has = [(node["Labels"], node["Resources"]) for node in alive]
+    return [Nodes(labels, found.get("CPU", 0.0), found.get("GPU", 0.0)) for labels, found in has]
 
 
 def to_come() -> list[Nodes]:

@@ -30,7 +30,7 @@ from seqrl_ray.runtime.collective import LearnerLost
 from seqrl_ray.runtime.learner_group import Follower
 from seqrl_ray.runtime.replay_service import ShardServer, reshard, saved_shards, spread
 from seqrl_ray.runtime.service_learner import ServiceLearner, ServiceReport
-from seqrl_ray.runtime.session import Death, Placement, RaySession, cause_of, diverged
+from seqrl_ray.runtime.session import Death, Placement, RaySession, Say, cause_of, diverged, silent
 from seqrl_ray.runtime.spread import Spread
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 from seqrl_ray.runtime.wire import GONE
@@ -88,9 +88,10 @@ class ServiceSession(RaySession):
         root: Path,
         clock_s: float = 0.0,
         resume: Path | None = None,
+        say: Say = silent,
     ) -> None:
         """Start the processes; arguments as in `RaySession`."""
-        super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume)
+        super().__init__(recipe, placement, root=root, clock_s=clock_s, resume=resume, say=say)
         self.spread = Spread(recipe.replay.shards, rotates=recipe.actors.in_flight > 1)
         self._sends_to: dict[int, int] = {}  # actor -> the shard it has sent to
         self.hire_first()
@@ -197,7 +198,10 @@ class ServiceSession(RaySession):
         while report is None:
             self.follow_the_cluster()
             busy = {stretch.actor for stretch in self._calls.values()}
-            for index in [i for i in self.supervisor.actors if i not in busy]:
+            free = [i for i in self.supervisor.actors if i not in busy]
+            if free:
+                self.spread.waits = self.crew.waiting
+            for index in free:
                 self._send(index)
             calls = [call, *self._calls]
             ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)

@@ -26,7 +26,7 @@ from seqrl_ray.loops.judge import Job, before_acting, chunk_size, playable
 from seqrl_ray.loops.run_folder import LagCounter
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime import nodes
-from seqrl_ray.runtime.crew import Crew
+from seqrl_ray.runtime.crew import PATIENT_S, Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.server_care import ServerCare
 from seqrl_ray.runtime.supervisor import Supervisor
@@ -53,6 +53,10 @@ class Placement:
     """Ray options of shards that are processes of their own."""
     actor_labels: Mapping[str, str] = field(default_factory=dict)
     """What the nodes of actors and evaluators must have."""
+    actor_pins: tuple[dict[str, Any], ...] = ()
+    """Ray options of each actor by its number, where places are reserved; () = wherever there is room."""
+    evaluator_pin: dict[str, Any] = field(default_factory=dict)
+    """Ray options of the evaluator, where it has a place reserved."""
     follower_pins: tuple[dict[str, Any], ...] = ()
     """Ray options of each learner beside the first; () = of our own machine."""
     elsewhere: tuple[str, ...] = ()
@@ -87,6 +91,14 @@ class NodeLoss:
     """Actors whose replacements have not been heard yet."""
 
 
+Say = Callable[[str], None]
+"""Hears lines for people."""
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
 LAST_SAVE_S = 15.0
 """How long before the announced end of the learner's node a last checkpoint is begun."""
 
@@ -119,7 +131,14 @@ class RaySession:
     groups: Mapping[str, GroupSpec]
 
     def __init__(
-        self, recipe: Recipe, placement: Placement, *, root: Path, clock_s: float, resume: Path | None
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        *,
+        root: Path,
+        clock_s: float,
+        resume: Path | None,
+        say: Say,
     ) -> None:
         """Start the board.
 
@@ -129,10 +148,16 @@ class RaySession:
             root: the run's checkpoints; a dead learner is restored from the newest.
             clock_s: wall seconds the run had used before it was resumed.
             resume: checkpoint to go on from.
+            say: hears lines for people while the session begins; later ones come with `Advance`.
         """
-        self.recipe, self.placement, self.root = recipe, placement, root
+        self.recipe, self.placement, self.root, self._say = recipe, placement, root, say
         self.supervisor = Supervisor(
-            recipe, actor_cpus=placement.actor_cpus, actor_labels=placement.actor_labels, pin=placement.pin
+            recipe,
+            actor_cpus=placement.actor_cpus,
+            actor_labels=placement.actor_labels,
+            pin=placement.pin,
+            actor_pins=placement.actor_pins,
+            evaluator_pin=placement.evaluator_pin,
         )
         self.crew = Crew(
             recipe,
@@ -316,8 +341,17 @@ class RaySession:
                 self._last_saves[node_id] = self.save_wanted = True
 
     def first_groups(self) -> dict[str, GroupSpec]:
-        """Wait for the first actor: its environment says what there is to learn."""
-        groups: dict[str, GroupSpec] = ray.get(self.supervisor.actors[0].groups.remote())
+        """Wait for the first actor: its environment says what there is to learn. Say if there is no room."""
+        call = self.supervisor.actors[0].groups.remote()
+        ready, _ = ray.wait([call], timeout=PATIENT_S)
+        if not ready and 0 in self.crew.unplaced:
+            labels = self.placement.actor_labels
+            where = f" on a node with the labels {dict(labels)}" if labels else ""
+            self._say(
+                f"the first actor waits for {self.placement.actor_cpus:g} free CPUs{where}; the run begins "
+                "when it stands"
+            )
+        groups: dict[str, GroupSpec] = ray.get(call)
         return groups
 
     def restore_rollouts(self, resume: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,11 +125,14 @@ class Supervisor:
         actor_labels: Mapping[str, str] | None = None,
         behaviour: Behaviour | None = None,
         pin: Mapping[str, Any] | None = None,
+        actor_pins: Sequence[Mapping[str, Any]] = (),
+        evaluator_pin: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe
         self._where = {"label_selector": dict(actor_labels)} if actor_labels else {}
         self.pin = dict(pin or {})
         """Ray options of the board: it stands where the learner does, and not on a node that may go."""
+        self._actor_pins, self._evaluator_pin = actor_pins, dict(evaluator_pin or {})
         self.behaviour = behaviour
         self.actor_cpus = actor_cpus
         self.budget = Budget(recipe.actors.max_restarts_per_10_min, recipe.actors.max_node_losses_per_10_min)
@@ -150,8 +153,9 @@ class Supervisor:
     def make_actor(self, index: int) -> Any:
         """Start rollout actor `index` (anew); it is not ready yet when this returns."""
         self.incarnations[index] += 1
+        pin = self._actor_pins[index] if self._actor_pins else {}
         remote = ray.remote(RolloutActor).options(
-            num_cpus=self.actor_cpus, runtime_env=threads_env(), **self._where
+            num_cpus=self.actor_cpus, runtime_env=threads_env(), **self._where, **pin
         )
         self.actors[index] = remote.remote(self.recipe, index, self.incarnations[index], self.behaviour)
         return self.actors[index]
@@ -164,7 +168,9 @@ class Supervisor:
 
     def make_evaluator(self, cpus: float) -> Any:
         """Start an evaluator."""
-        remote = ray.remote(Evaluator).options(num_cpus=cpus, runtime_env=threads_env(), **self._where)
+        remote = ray.remote(Evaluator).options(
+            num_cpus=cpus, runtime_env=threads_env(), **self._where, **self._evaluator_pin
+        )
         return remote.remote(self.recipe)
 
     def count(self, what: str, error: Exception) -> None:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -204,7 +204,31 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(text):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    return rows_of(whole)
+
+
+def rows_of(text: bytes) -> list[dict[str, Any]]:
+    """Return the whole rows of a log's content."""
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
+def named(rows: Iterable[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """Return (trial, name) of the checkpoints that a log goes on from: each trial's newest, and those that
+    others copied and have not reported since.
+    """
+    names: dict[tuple[int, int], str] = {}
+    newest: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["event"] in ("report", "default"):
+            trial = DEFAULT if row["event"] == "default" else int(row["member"])
+            names[trial, row["report"]] = row["checkpoint"]
+            newest[trial] = row
+    found = {(trial, str(row["checkpoint"])) for trial, row in newest.items()}
+    for row in newest.values():
+        decision = row.get("decision") or {}
+        if decision.get("donor") is not None:
+            found.add((decision["donor"], names[decision["donor"], decision["donor_report"]]))
+    return found
 
 
 def lock(path: Path, patience_s: float = LOCK_S) -> IO[str]:

@@ -135,18 +135,18 @@ def make_plan(sweep: SweepSettings, folder: Path) -> Plan:
             "actors.inference='central' in a sweep: a trial's room is reserved without a policy server. Set "
             "it to 'local'."
         )
-    for name in ("actors", "learner", "replay"):
-        if selector := getattr(base, name).label_selector:
-            raise RecipeError(
-                f"{name}.label_selector={selector} in a sweep: a trial's room is reserved without labels, so "
-                f"its processes could stand anywhere. Leave {name}.label_selector out."
-            )
+    if selector := base.replay.label_selector:
+        raise RecipeError(
+            f"replay.label_selector={selector} in a sweep: a trial's learner owns its shard. Set "
+            "learner.label_selector instead."
+        )
     plan = Plan(sweep, base.model_copy(update={"replay": _colocated(base)}))
     if plan.one_process and base.actors.count != 1:
         raise RecipeError(
             f"trial.processes='one' with actors.count={base.actors.count}: one process has one actor. Set "
             "actors.count=1 (and raise actors.envs_per_actor), or trial.processes='many'."
         )
+    labels_of(plan.base, one_process=plan.one_process)
     for name, dimension in sweep.search.items():
         _check_key(plan, name, dimension)
     return plan
@@ -164,6 +164,24 @@ def with_values(base: Recipe, values: Mapping[str, Value]) -> Recipe:
             raise RecipeError(f"search.{name} reaches into a value that is no table. Correct the key.")
         current[last] = value
     return resolve(table, algorithm_settings=settings_class)
+
+
+def labels_of(recipe: Recipe, *, one_process: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what the nodes of learner and actors must have; of one process that is both.
+
+    Raises: RecipeError: one process cannot stand where both are to.
+    """
+    learner, actors = recipe.learner.label_selector, recipe.actors.label_selector
+    if not one_process:
+        return learner, actors
+    for name in sorted(learner.keys() & actors.keys()):
+        if learner[name] != actors[name]:
+            raise RecipeError(
+                f"learner.label_selector={dict(learner)} and actors.label_selector={dict(actors)} in a sweep "
+                "whose trials are one process: it acts and learns, and cannot stand on both kinds of nodes. "
+                "Set trial.processes='many', or one of the selectors."
+            )
+    return {**learner, **actors}, {}
 
 
 def _colocated(base: Recipe) -> Any:

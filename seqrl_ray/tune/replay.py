@@ -18,8 +18,10 @@ from seqrl_ray.loops.drive import Advance, Failure, drive
 from seqrl_ray.loops.judge import Job, final_jobs
 from seqrl_ray.loops.living import LivingSession
 from seqrl_ray.loops.local import LocalSession
+from seqrl_ray.loops.mirror import Mirror
 from seqrl_ray.loops.preflight import preflight
 from seqrl_ray.loops.progress import ProgressLine, Silence
+from seqrl_ray.loops.remote import Remote
 from seqrl_ray.loops.run_folder import LagCounter, RunFolder
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.colocated import ColocatedSession
@@ -99,15 +101,19 @@ class ScheduledSession:
         self._inner.close()
 
 
-def winning_schedule(root: Path) -> list[tuple[int, Values]]:
+def winning_schedule(root: Path, name: str | None = None) -> list[tuple[int, Values]]:
     """Return the schedule of the winner of the sweep in `root`, from its board's log.
 
+    Args:
+        root: the sweep's folder, or a copy of its log.
+        name: of the sweep, for people; None: the folder.
     Raises: RunFolderError: the sweep has no board, or no winner yet.
     """
+    name = name or str(root)
     sweep, _ = load_sweep(root / "sweep.toml")
     if sweep.scheduler.kind != IN_PLACE:
         raise RunFolderError(
-            f"{root} was searched with scheduler.kind={sweep.scheduler.kind!r}: only pbt writes a lineage to "
+            f"{name} was searched with scheduler.kind={sweep.scheduler.kind!r}: only pbt writes a lineage to "
             "be replayed. Train the winner's own recipe.toml instead."
         )
     plan = make_plan(sweep.model_copy(update={"recipe": str((root / "recipe.toml").absolute())}), root)
@@ -115,21 +121,30 @@ def winning_schedule(root: Path) -> list[tuple[int, Values]]:
     winner = Population.from_rows(plan.space, plan.rules, rows).winner() if rows else None
     if winner is None:
         raise RunFolderError(
-            f"{root}: no member has a finite score of its own, so there is no schedule to replay. Let the "
-            f"sweep go on: seqrl tune --resume {root}."
+            f"{name}: no member has a finite score of its own, so there is no schedule to replay. Let the "
+            f"sweep go on: seqrl tune --resume {name}."
         )
     return schedule(chain(rows, winner))
 
 
 def replay_sweep(
-    root: Path, recipe: Recipe, path: Path, *, address: str | None, quiet: bool
+    root: Path,
+    recipe: Recipe,
+    path: Path,
+    *,
+    address: str | None,
+    quiet: bool,
+    sweep: str,
+    remote: Remote | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train `recipe` with the winning schedule of the sweep in `root`, into the run folder `path`.
+
+    `sweep` is what people call it; a copy of the run is kept in `remote`.
 
     Raises: SeqrlError: there is no schedule, or the run cannot begin.
     """
     began = time.monotonic()
-    changes = winning_schedule(root)
+    changes = winning_schedule(root, sweep)
     recipe = with_values(recipe, changes[0][1])
     preflight(recipe)
     with contextlib.ExitStack() as stack:
@@ -153,10 +168,17 @@ def replay_sweep(
         listener = None if isinstance(inner, LocalSession) else open_exporter(recipe, address)
         folder = RunFolder(path, recipe, resumed=False, clock_s=time.monotonic() - began, listener=listener)
         stack.callback(folder.close)
-        (path / SCHEDULE).write_text(json.dumps({"sweep": str(root), "schedule": changes}), encoding="utf-8")
+        (path / SCHEDULE).write_text(json.dumps({"sweep": sweep, "schedule": changes}), encoding="utf-8")
         screen = Silence() if quiet else ProgressLine(recipe)
+        mirror = None
+        if remote is not None:
+            mirror = Mirror(remote, path, recipe.learner.keep_checkpoints, screen.note)
+            stack.enter_context(mirror)
+            folder.after_report = mirror.nudge
         summary = drive(session, folder, screen, jobs_of=lambda chunk: final_jobs(recipe, chunk=chunk))
         (path / SCHEDULE).write_text(
-            json.dumps({"sweep": str(root), "schedule": changes, "made": session.made}), encoding="utf-8"
+            json.dumps({"sweep": sweep, "schedule": changes, "made": session.made}), encoding="utf-8"
         )
+        if mirror is not None:
+            mirror.finish()
     return path, summary

@@ -36,9 +36,7 @@ METRIC = "fitness"
 def run_search(plan: Plan, root: Path, room: Room, screen: Screen, *, resumed: bool) -> Outcome:
     """Run the trials, and then the default beside them."""
     trainable = tune.with_resources(
-        tune.with_parameters(
-            SearchTrial, plan=plan, root=root.absolute(), placement=room.placement(plan.base)
-        ),
+        tune.with_parameters(SearchTrial, plan=plan, root=root.absolute(), room=room),
         room.factory(),
     )
     stored = root.absolute() / "tune"

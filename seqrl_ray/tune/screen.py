@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Screen(tune.Callback):
         self.plan, self.quiet = plan, quiet
         self.board: Any = None
         """The population's board, where there is one."""
+        self.after_step: Callable[[], None] | None = None
+        """Called often while trials go on: what keeps a copy of the folder."""
         self.all_done = False
         self.log: Path | None = None
         """Where every score of a trial under Tune's schedulers is written."""
@@ -46,6 +49,11 @@ class Screen(tune.Callback):
         if not self.quiet and time.monotonic() - self._said_at >= EVERY_S:
             self._said_at = time.monotonic()
             self.say(self._line(trials))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Hear that Tune has looked round once more."""
+        if self.after_step is not None:
+            self.after_step()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Hear that a trial's process failed; Tune begins it again while it may."""
@@ -105,5 +113,5 @@ class Screen(tune.Callback):
         return " | ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; a handle of an actor is nobody's state."""
-        return {**self.__dict__, "board": None}
+        """Tune saves its callbacks; a handle of an actor, or a thread, is nobody's state."""
+        return {**self.__dict__, "board": None, "after_step": None}

@@ -6,6 +6,7 @@ per trial under `members/` and `default/`, Tune's own files under `tune/`, `summ
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -19,14 +20,19 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seqrl_ray.errors import RunFolderError, WorkerError
+from seqrl_ray.loops.remote import Remote
 from seqrl_ray.loops.run_folder import versions
 from seqrl_ray.recipe import write
 from seqrl_ray.recipe_toml import to_toml
 from seqrl_ray.runtime.launch import cluster_resources, connected
 from seqrl_ray.runtime.metrics import refuse_silence, where
+from seqrl_ray.runtime.reserve import check_shared
+from seqrl_ray.runtime.room import present
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, read_log
 from seqrl_ray.tune.final import Contestant, compare, sentence, write_summary
+from seqrl_ray.tune.interrupt import Interrupt
 from seqrl_ray.tune.lineage import chain, experience, reports, schedule
+from seqrl_ray.tune.mirror import RECIPE, SWEEP, SweepMirror
 from seqrl_ray.tune.plan import Plan
 from seqrl_ray.tune.population import Population
 from seqrl_ray.tune.room import Room, make_room
@@ -35,7 +41,7 @@ from seqrl_ray.tune.screen import Screen
 from seqrl_ray.tune.settings import IN_PLACE
 from seqrl_ray.tune.trainable import PopulationTrial, folder_of
 
-SWEEP, RECIPE, SUMMARY = "sweep.toml", "recipe.toml", "summary.json"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,16 @@ class Outcome:
     errors: list[str]
 
 
-def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, quiet: bool) -> dict[str, Any]:
+def run_sweep(
+    plan: Plan,
+    root: Path,
+    *,
+    resumed: bool,
+    address: str | None,
+    quiet: bool,
+    report: Callable[[Path], object],
+    remote: Remote | None = None,
+) -> dict[str, Any]:
     """Run a sweep to its end and return its summary (also written to the folder).
 
     Args:
@@ -56,32 +71,48 @@ def run_sweep(plan: Plan, root: Path, *, resumed: bool, address: str | None, qui
         resumed: go on with what is there.
         address: Ray cluster to join; None: a Ray of our own on this machine.
         quiet: no progress lines.
+        report: draws the report of the folder that it is given.
+        remote: where a copy of the folder is kept; None: nowhere.
     Raises: SeqrlError: bad input (nothing has been touched), or every trial failed.
     """
     began = time.monotonic()
     refuse_silence(plan.base, address)
-    with connected(address, cpus=os.cpu_count() or 1):
-        total = cluster_resources()
-        room = make_room(
-            plan.sweep,
-            plan.base,
-            one_process=plan.one_process,
-            cpus=total.get("CPU", 0.0),
-            gpus=total.get("GPU", 0.0),
-        )
-        _open(plan, root, resumed=resumed)
-        screen = Screen(plan, quiet=quiet)
-        if plan.base.prometheus != "off":
-            screen.say(where(address))
-        if plan.sweep.scheduler.kind == IN_PLACE:
-            outcome = run_population(plan, root, room, screen)
-        else:
-            from seqrl_ray.tune.schedulers import run_search
+    own = address in (None, "local")
+    with contextlib.ExitStack() as stack:
+        copy: SweepMirror | None = None
+        with connected(address, cpus=os.cpu_count() or 1):
+            total = cluster_resources()
+            room = make_room(
+                plan.sweep,
+                plan.base,
+                one_process=plan.one_process,
+                cpus=total.get("CPU", 0.0),
+                gpus=total.get("GPU", 0.0),
+                nodes=None if own else present(),
+            )
+            if not own:
+                rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+                check_shared(root / "members", [row["NodeID"] for row in rows if row["Alive"]])
+            _open(plan, root, resumed=resumed)
+            screen = Screen(plan, quiet=quiet)
+            if remote is not None:
+                copy = stack.enter_context(SweepMirror(remote, root, screen.say))
+                screen.after_step = copy.nudge
+            if plan.base.prometheus != "off":
+                screen.say(where(address))
+            if plan.sweep.scheduler.kind == IN_PLACE:
+                outcome = run_population(plan, root, room, screen)
+            else:
+                from seqrl_ray.tune.schedulers import run_search
 
-            outcome = run_search(plan, root, room, screen, resumed=resumed)
-    if outcome.status == "failed":
-        raise WorkerError(f"every trial of {root} failed; the first error:\n{outcome.errors[0]}")
-    return sum_up(plan, root, outcome, time.monotonic() - began, screen)
+                outcome = run_search(plan, root, room, screen, resumed=resumed)
+        if outcome.status == "failed":
+            raise WorkerError(f"every trial of {root} failed; the first error:\n{outcome.errors[0]}")
+        summary = sum_up(plan, root, outcome, time.monotonic() - began, screen)
+        report(root)
+        if copy is not None:
+            copy.finish()
+    return summary
 
 
 def _open(plan: Plan, root: Path, *, resumed: bool) -> None:
@@ -108,9 +139,7 @@ def run_population(plan: Plan, root: Path, room: Room, screen: Screen) -> Outcom
     actor = board.remote(root.absolute(), plan.space, plan.rules, size, plan.sweep.seed)
     ray.get(actor.pid.remote())
     trials = [*range(size), *([DEFAULT] if plan.sweep.final.default else [])]
-    trainable = tune.with_parameters(
-        PopulationTrial, plan=plan, root=root.absolute(), placement=room.placement(plan.base), board=actor
-    )
+    trainable = tune.with_parameters(PopulationTrial, plan=plan, root=root.absolute(), room=room, board=actor)
     screen.board = actor
     try:
         outcome = fit(
@@ -164,13 +193,18 @@ def ended(plan: Plan, screen: Screen, run: Callable[[], Any]) -> Outcome:
     """Run Tune and say how it ended."""
     _quieten(plan)
     began = time.monotonic()
-    grid = run()
+    with Interrupt() as stop:
+        grid = run()
     errors = [str(error) for error in grid.errors]
     budget = plan.sweep.budget.wall_s
+    if stop.asked:
+        return Outcome("interrupted", errors)
     if screen.all_done:
         return Outcome("completed", errors)
     if budget and time.monotonic() - began >= budget:
         return Outcome("out of time", errors)
+    if screen.log is not None and not errors:  # Tune's own schedulers; a restored Tune tells its old screen
+        return Outcome("completed", errors)
     return Outcome("failed" if errors and len(errors) == len(grid) else "interrupted", errors)
 
 

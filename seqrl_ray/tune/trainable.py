@@ -24,6 +24,7 @@ from seqrl_ray.runtime.session import Placement
 from seqrl_ray.tune.board import DEFAULT, Answer, Joined
 from seqrl_ray.tune.member import Member, Terms
 from seqrl_ray.tune.plan import Plan
+from seqrl_ray.tune.room import Room, pinned
 from seqrl_ray.tune.run import CHECKPOINTS, TrialRun
 from seqrl_ray.tune.score import score
 
@@ -70,9 +71,10 @@ class PopulationTrial(tune.Trainable):
     """A member, or the default beside the population; Tune's config names which."""
 
     def setup(  # type: ignore[override]  # Tune's with_parameters adds the rest
-        self, config: dict[str, Any], *, plan: Plan, root: Path, placement: Placement | None, board: Any
+        self, config: dict[str, Any], *, plan: Plan, root: Path, room: Room, board: Any
     ) -> None:
         """Join the board and begin, or take up, the run."""
+        placement = pinned(room.placement(plan.base), room)
         _few_threads(plan, placement)
         number = int(config["trial"])
         metric = plan.base.evaluation
@@ -123,9 +125,10 @@ class SearchTrial(tune.Trainable):
     """A run whose values are the config's."""
 
     def setup(  # type: ignore[override]  # Tune's with_parameters adds the rest
-        self, config: dict[str, Any], *, plan: Plan, root: Path, placement: Placement | None
+        self, config: dict[str, Any], *, plan: Plan, root: Path, room: Room
     ) -> None:
         """Begin the run, or take it up from its newest checkpoint."""
+        placement = pinned(room.placement(plan.base), room)
         _few_threads(plan, placement)
         self.plan = plan
         self.number = DEFAULT if "trial" in config else number_of(str(self.trial_id))

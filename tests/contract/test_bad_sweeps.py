@@ -134,18 +134,20 @@ CASES: dict[str, tuple[list[str], str]] = {
         "actors.count=[1, 3] in a sweep: a trial's room is reserved before it starts and does not grow. Give "
         "actors.count one number and actors.max_count=0.",
     ),
-    "places for actors": (
-        ["sweep.toml", "recipe.actors.label_selector={role='actor'}"],
-        "actors.label_selector={'role': 'actor'} in a sweep: a trial's room is reserved without labels, so "
-        "its processes could stand anywhere. Leave actors.label_selector out.",
-    ),
-    "places for the learner": (
-        ["sweep.toml", "recipe.learner.label_selector={role='learner'}"],
-        "learner.label_selector={'role': 'learner'} in a sweep",
+    "two places for one process": (
+        [
+            "sweep.toml",
+            "recipe.actors.label_selector={role='actor'}",
+            "recipe.learner.label_selector={role='learner'}",
+        ],
+        "learner.label_selector={'role': 'learner'} and actors.label_selector={'role': 'actor'} in a sweep "
+        "whose trials are one process: it acts and learns, and cannot stand on both kinds of nodes. Set "
+        "trial.processes='many', or one of the selectors.",
     ),
     "places for shards": (
         ["sweep.toml", "recipe.replay.label_selector={role='learner'}"],
-        "replay.label_selector={'role': 'learner'} in a sweep",
+        "replay.label_selector={'role': 'learner'} in a sweep: a trial's learner owns its shard. Set "
+        "learner.label_selector instead.",
     ),
     "optuna proposes to a population": (
         ["sweep.toml", "scheduler.search=optuna"],

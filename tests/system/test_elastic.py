@@ -7,8 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import ray
 
+from seqrl_ray.api import read_recipe
 from seqrl_ray.loops import checkpoints
+from seqrl_ray.runtime import session
+from seqrl_ray.runtime.launch import open_session
 from tests.system.clusters import Screenplay, announce_end, cluster_of, incarnations_of, play
 from tests.system.runs import SMALL
 
@@ -98,3 +102,30 @@ def test_actors_come_and_go_with_the_nodes_and_the_ratio_holds(tmp_path, capsys,
     assert len(set(made)) == len(made)  # no incarnation was used twice
     saved = checkpoints.load(checkpoints.latest(tmp_path / "run" / "checkpoints"), "supervisor")
     assert {int(i): n for i, n in saved["incarnations"].items()} == dict(made)
+
+
+@ray.remote(num_cpus=1)
+class Somebody:
+    """Takes a CPU."""
+
+    def ping(self) -> None: ...
+
+
+def test_people_hear_that_a_full_cluster_lets_the_first_actor_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "PATIENT_S", 2.0)
+    recipe = read_recipe("classic/cartpole", [*SMALL, "replay.wiring=colocated", "learner.threads=1"])
+    with cluster_of(2):
+        other = Somebody.remote()
+        ray.get(other.ping.remote(), timeout=60)
+        heard: list[str] = []
+
+        def hears(line: str) -> None:
+            heard.append(line)
+            ray.kill(other)  # and now there is room
+
+        run = open_session(recipe, root=tmp_path / "run" / "checkpoints", local=False, say=hears)
+        try:
+            assert heard == ["the first actor waits for 1 free CPUs; the run begins when it stands"]
+            assert run.advance(1.0).row["env_steps"] >= 0
+        finally:
+            run.close()

@@ -110,3 +110,10 @@ def test_a_trials_learner_fits_its_bundle(monkeypatch, tmp_path):
     several = recipe_of("classic/cartpole", "IMPALA", config={"num_learners": 2})
     with pytest.raises(RecipeError, match=r"algorithm.config.num_learners=2 in a sweep"):
         trial_session(several, placement(0.25), root=tmp_path, clock_s=0.0, resume=None)
+
+
+def test_evaluators_take_what_the_runners_leave(cluster):
+    cluster(8.0)
+    assert room_of(recipe_of("classic/cartpole", "PPO", "actors.count=4"), local=False).evaluators == 4
+    halves = recipe_of("classic/cartpole", "PPO", "actors.count=4", "actors.cpus=0.5")
+    assert room_of(halves, local=False).evaluators == 2

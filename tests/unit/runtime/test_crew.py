@@ -112,6 +112,17 @@ def test_free_cpus_that_were_just_taken_are_not_counted_twice(world):
     assert session.made == joined
 
 
+def test_an_actor_waits_for_room_once_it_is_late(world):
+    world.cpus = {"head": 1.0}
+    session = Session(world, "actors.count=3")
+    assert session.crew.unplaced == {1, 2}
+    assert session.crew.waiting == frozenset(), "a process may be starting"
+    session.after(SETTLE_S + 0.1)
+    assert session.crew.waiting == {1, 2}
+    world.cpus["a"] = 1.0
+    assert session.crew.waiting == {2}
+
+
 def test_an_actor_above_the_least_does_not_wait_for_room_for_ever(world):
     world.cpus = {"head": 1.0}
     session = Session(world, "actors.count=[1,2]")
@@ -280,6 +291,41 @@ def test_with_fewer_actors_than_shards_none_is_left_out():
     for turn in range(7):
         still.balance(turn * ROTATE_S)
     assert still.of == {0: 0}
+
+
+def test_an_actor_that_waits_for_room_does_not_count():
+    spread = Spread(2)
+    spread.waits = {1, 3}
+    assert [spread.join(i) for i in range(4)] == [0, 1, 1, 0], "as they come; each has one to begin with"
+    spread.of = {0: 0, 1: 1, 2: 0, 3: 1}  # two shards, two actors each, and one shard gets nothing
+    spread.balance(0.0)
+    assert spread.standing == {0: 0, 2: 1}
+    spread.waits = set()  # now they stand: three on one side
+    spread.balance(0.0)
+    assert sorted(spread.of.values()) == [0, 0, 1, 1]
+
+
+def test_of_actors_that_all_wait_each_shard_has_as_many():
+    spread = Spread(3)
+    spread.waits = set(range(1, 7))
+    assert [spread.join(i) for i in range(7)] == [i % 3 for i in range(7)]
+    before = dict(spread.of)
+    spread.balance(0.0)
+    spread.waits = set()
+    spread.balance(0.0)
+    assert spread.of == before, "nobody is moved when they come to stand"
+
+
+def test_with_fewer_standing_than_shards_none_is_left_out():
+    spread = Spread(3)
+    spread.waits = {1, 2}
+    for index in range(3):
+        spread.join(index)
+    seen = set()
+    for turn in range(1, 5):
+        spread.balance(1000.0 + turn * ROTATE_S)
+        seen.add(spread.of[0])
+    assert seen == {0, 1, 2}
 
 
 # --------------------------------------------------------------------------------------------- Ray's labels

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from seqrl_ray.errors import WorkerError
 from seqrl_ray.runtime import service
 from seqrl_ray.runtime.actor import ActorReport
-from seqrl_ray.runtime.crew import Crew
+from seqrl_ray.runtime.crew import PATIENT_S, Crew
 from seqrl_ray.runtime.service import ServiceSession, _Saving, _Stretch
 from seqrl_ray.runtime.service_learner import ServiceReport
 from seqrl_ray.runtime.spread import Spread
@@ -130,6 +130,60 @@ def test_an_actor_that_no_node_has_room_for_is_not_silent(session, monkeypatch):
     began[0] = now - 900.0
     session._look_for_silence()
     assert session.buried == [(0, "hung")]
+
+
+def test_actors_that_wait_for_room_leave_no_shard_without_experience(session, monkeypatch):
+    """Four actors on two shards; those of one shard wait."""
+    session.follow_the_cluster = lambda: None
+    session.supervisor.actors = {i: Process(run_for=ActorReport(), finish=ActorReport()) for i in range(4)}
+    for index in range(4):
+        session.spread.join(index)
+    assert session.spread.of == {0: 0, 1: 1, 2: 0, 3: 1}
+    session._sends_to = dict(session.spread.of)
+    session._calls = {Call(ready=False): _Stretch(i, 1, 0, time.monotonic()) for i in (1, 3)}
+    session._row = lambda row: row
+    session.crew.members = {i: SimpleNamespace(leaving=False) for i in range(4)}
+    monkeypatch.setattr(Crew, "waiting", frozenset({1, 3}))
+    session.node_losses, session._interim, session._notes, session.save_wanted = {}, None, [], False
+    session.advance(0.0)
+    assert session.spread.standing == {0: 0, 2: 1}
+
+
+@pytest.mark.parametrize(
+    ("ready", "unplaced", "labels", "said"),
+    [
+        (True, {0}, {}, []),
+        (False, {1}, {}, []),  # it stands, and is slow to start
+        (False, {0, 1}, {}, ["the first actor waits for 2 free CPUs; the run begins when it stands"]),
+        (
+            False,
+            {0},
+            {"market": "spot"},
+            [
+                "the first actor waits for 2 free CPUs on a node with the labels {'market': 'spot'}; the run "
+                "begins when it stands"
+            ],
+        ),
+    ],
+)
+def test_people_hear_that_the_first_actor_waits_for_room(session, monkeypatch, ready, unplaced, labels, said):
+    waited, heard = [], []
+    call = Call({"shared": "what there is to learn"}, ready=ready)
+
+    def wait_for(calls, num_returns=1, timeout=None):
+        waited.append(timeout)
+        answer = wait(calls, num_returns, timeout)
+        call.ready = True  # in the end there is room
+        return answer
+
+    monkeypatch.setattr(service.ray, "wait", wait_for)
+    monkeypatch.setattr(Crew, "unplaced", frozenset(unplaced))
+    session.supervisor.actors = {0: SimpleNamespace(groups=SimpleNamespace(remote=lambda: call))}
+    session.placement = SimpleNamespace(actor_cpus=2.0, actor_labels=labels)
+    session._say = heard.append
+    assert session.first_groups() == {"shared": "what there is to learn"}
+    assert waited == [PATIENT_S]
+    assert heard == said
 
 
 def test_an_actor_that_has_never_answered_has_time_to_start(session):

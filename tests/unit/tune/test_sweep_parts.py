@@ -12,6 +12,7 @@ import pytest
 
 from seqrl_ray import api
 from seqrl_ray.errors import RecipeError, RunFolderError
+from seqrl_ray.runtime.room import Nodes
 from seqrl_ray.tune.board import DEFAULT, LOG, Board, lock, read_log
 from seqrl_ray.tune.final import sentence, verdict
 from seqrl_ray.tune.lineage import chain, experience, schedule
@@ -36,9 +37,17 @@ def sweep(**changed: Any) -> SweepSettings:
     return SweepSettings.model_validate({**table, **changed})
 
 
-def room(settings: SweepSettings, cpus: float, gpus: float = 0.0, actors: int = 1, one: bool = True) -> Any:
-    recipe = api.read_recipe("classic/cartpole", [f"actors.count={actors}"])
-    return make_room(settings, recipe, one_process=one, cpus=cpus, gpus=gpus)
+def room(
+    settings: SweepSettings,
+    cpus: float,
+    gpus: float = 0.0,
+    actors: int = 1,
+    one: bool = True,
+    keys: tuple[str, ...] = (),
+    nodes: list[Nodes] | None = None,
+) -> Any:
+    recipe = api.read_recipe("classic/cartpole", [f"actors.count={actors}", *keys])
+    return make_room(settings, recipe, one_process=one, cpus=cpus, gpus=gpus, nodes=nodes)
 
 
 # ------------------------------------------------------------------------------------------------------- room
@@ -70,6 +79,91 @@ def test_trials_that_may_queue_need_room_for_one():
     assert room(sweep(**waiting), 2).bundles() == [{"CPU": 1.0}]
     with pytest.raises(RecipeError, match="not one trial could be placed"):
         room(sweep(**{**waiting, "trial": {"cpus": 3.0}}), 2)
+
+
+HEAD = Nodes({"place": "head"}, 16.0)
+STEADY = Nodes({"place": "rack", "market": "steady"}, 4.0, 1.0)
+SPOT = Nodes({"place": "rack", "market": "spot"}, 4.0)
+ON_SPOT, ON_STEADY = 'actors.label_selector={market="spot"}', 'learner.label_selector={market="steady"}'
+
+
+def on_cluster(settings: SweepSettings, *keys: str, actors: int = 1, one: bool = True) -> Any:
+    return room(settings, 24, 1.0, actors, one, keys, [HEAD, STEADY, SPOT])
+
+
+def test_each_bundle_carries_the_labels_of_the_process_it_is_for():
+    found = on_cluster(sweep(), ON_SPOT, ON_STEADY, actors=2, one=False)
+    assert found.labels() == [{"market": "steady"}, *[{"market": "spot"}] * 3]
+    assert found.factory()._bound.kwargs == {"bundle_label_selector": found.labels()}
+    assert len(found.factory().bundles) == len(found.labels()), "Tune takes the empty one away"
+    assert on_cluster(sweep(), ON_SPOT).labels() == [{"market": "spot"}]
+    assert on_cluster(sweep(), ON_SPOT, actors=2, one=False).labels() == [{}, *[{"market": "spot"}] * 3]
+    assert on_cluster(sweep()).labels() is None
+    assert on_cluster(sweep()).factory()._bound.kwargs == {}
+
+
+def test_a_process_of_its_own_stands_where_actors_and_learner_may():
+    found = on_cluster(sweep(), 'actors.label_selector={place="rack"}', ON_STEADY)
+    assert found.labels() == [{"place": "rack", "market": "steady"}]
+
+
+def test_labels_mean_nothing_on_a_machine_of_our_own():
+    found = room(sweep(), 2, keys=(ON_SPOT,))
+    assert found.labels() is None and found.cpus == 0.5
+
+
+def test_an_equal_share_is_one_of_the_nodes_that_are_chosen():
+    assert on_cluster(sweep(), ON_SPOT).cpus == 1.0
+    assert on_cluster(sweep(trials=5), ON_SPOT).cpus == 0.8
+    assert on_cluster(sweep(), ON_SPOT, actors=2, one=False).cpus == 0.33  # 4 x 3 beside the learners
+    assert on_cluster(sweep(), ON_STEADY, actors=2, one=False).cpus == 1.0
+    rack = 'learner.label_selector={place="rack"}'
+    assert on_cluster(sweep(), rack, 'actors.label_selector={place="rack"}', actors=2, one=False).cpus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trial", "keys", "said"),
+    [
+        (
+            {"cpus": 0.5},
+            (ON_SPOT, ON_STEADY),
+            "trials=4 x 3 processes x trial.cpus=0.5 = 6 CPUs and 4 x trial.gpus=0 = 0 GPUs on nodes with "
+            "actors.label_selector={'market': 'spot'}, and there are 4 CPUs and 0 GPUs there: the population "
+            "cannot be placed at once, and pbt pauses nobody. Lower trials, trial.cpus or trial.gpus, add "
+            "such nodes, or change the selector.",
+        ),
+        (
+            {"gpus": 0.5},
+            (ON_SPOT, ON_STEADY),
+            "4 x trial.gpus=0.5 = 2 GPUs, and there are 24 CPUs and 1 GPUs: the population",
+        ),
+        (
+            {"gpus": 0.25},
+            ('learner.label_selector={market="spot"}',),
+            "1 GPUs on nodes with learner.label_selector={'market': 'spot'}, and there are 4 CPUs and 0 GPUs "
+            "there",
+        ),
+        (
+            {"cpus": 0.6},  # 7.2 and 2.4: each fits for itself
+            ('actors.label_selector={place="rack"}', 'learner.label_selector={market="spot"}'),
+            "4 processes x trial.cpus=0.6 = 9.6 CPUs and 4 x trial.gpus=0 = 0 GPUs on nodes with "
+            "learner.label_selector={'market': 'spot'} or actors.label_selector={'place': 'rack'}, and there "
+            "are 8 CPUs",
+        ),
+        ({}, ('actors.label_selector={market="none"}',), "and there are 0 CPUs and 0 GPUs there"),
+    ],
+)
+def test_only_nodes_with_the_labels_count(trial, keys, said):
+    with pytest.raises(RecipeError) as refused:
+        on_cluster(sweep(trial=trial), *keys, actors=2, one=False)
+    assert said in str(refused.value)
+
+
+def test_searches_that_may_queue_need_room_for_one_trial_on_their_nodes():
+    asha = sweep(scheduler={"kind": "asha"}, trial={"cpus": 1.0})
+    assert on_cluster(asha, ON_SPOT, actors=2, one=False).labels() is not None
+    with pytest.raises(RecipeError, match=r"one trial x 5 processes .* not one trial could be placed"):
+        on_cluster(asha, ON_SPOT, actors=4, one=False)
 
 
 # ------------------------------------------------------------------------------------------------------ score
