@@ -14,9 +14,9 @@ from typing import Any
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.serving.guard import TOKEN, TOKEN_PATH, Guard, token_digest
-from seqrl_ray.serving.policies import Policies
 from seqrl_ray.serving.service import Service
 from seqrl_ray.serving.settings import ServingSettings
+from seqrl_ray.serving.source import Source
 from seqrl_ray.settings import parse
 
 DEPLOYMENT = "policy"
@@ -37,7 +37,7 @@ def build(args: dict[str, Any]) -> Any:
     """
     settings = parse(ServingSettings, args, "args")
     require_serve()
-    check(settings, Policies(settings.run, settings.checkpoint))
+    check(settings.replicas, Service(settings, Source(settings.run, settings.checkpoint), Guard(None)))
     return application(settings, token_digest() if settings.ask_token else None)
 
 
@@ -45,13 +45,13 @@ def application(settings: ServingSettings, digest: bytes | None) -> Any:
     """Return the application of checked settings; `digest` is the token's, where it is known here."""
     from ray import serve
 
-    options = {
-        "num_replicas": settings.replicas,
-        "max_ongoing_requests": ONGOING,
-        "max_queued_requests": ONGOING,
-        "ray_actor_options": {"num_cpus": settings.threads},
-    }
-    deployment = serve.deployment(name=DEPLOYMENT, **options)(Replica)
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=ONGOING,
+        ray_actor_options={"num_cpus": settings.threads},
+    )(Replica)
     return deployment.bind(settings.model_dump(), digest)
 
 
@@ -65,11 +65,11 @@ def require_serve() -> None:
         )
 
 
-def check(settings: ServingSettings, policies: Policies) -> None:
-    """Raise RecipeError if what is to be served cannot be served so."""
-    if settings.replicas > 1 and policies.stateful:
+def check(replicas: int, service: Service) -> None:
+    """Raise RecipeError if a service cannot have so many replicas."""
+    if replicas > 1 and service.policies.stateful:
         raise RecipeError(
-            f"replicas={settings.replicas} with {policies.recipe.algorithm['name']}, which acts on what "
+            f"replicas={replicas} with {service.source.recipe.algorithm['name']}, which acts on what "
             "it has seen: a session is in the memory of one replica, and Ray Serve sends its next request to "
             "any. Set replicas=1."
         )
@@ -98,11 +98,10 @@ class Replica:
                     f"args.ask_token=true and this replica's environment has no {TOKEN} and no {TOKEN_PATH}: "
                     "everybody could ask. Set one of them, or ask_token=false where only this machine can."
                 )
-        replica = serve.get_replica_context()
-        policies = Policies(settings.run, settings.checkpoint, seed=replica.rank.rank)
-        if replica.rank.rank > 0:  # a Serve config may ask for more of them than `args` says
-            check(settings.model_copy(update={"replicas": replica.rank.rank + 1}), policies)
-        self.service = Service(settings, policies, Guard(digest))
+        rank = serve.get_replica_context().rank.rank
+        source = Source(settings.run, settings.checkpoint)
+        self.service = Service(settings, source, Guard(digest), seed=rank)
+        check(rank + 1, self.service)  # a Serve config may ask for more replicas than `args` says
         self._refresh_s = settings.refresh_s
         if settings.checkpoint is None and settings.refresh_s > 0.0:  # Serve makes replicas inside their loop
             self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -123,6 +122,6 @@ class Replica:
             await asyncio.sleep(self._refresh_s)
             before = self.service.trouble
             if await self.service.look():
-                log.info("acting with checkpoint %s", self.service.policies.loaded.checkpoint.name)
+                log.info("acting with checkpoint %s", self.service.loaded.checkpoint.name)
             elif self.service.trouble not in (None, before):
                 log.warning("%s", self.service.trouble)

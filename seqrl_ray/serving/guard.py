@@ -101,7 +101,7 @@ class Guard:
             return
         given = headers.get("authorization", "")
         token = given[len(_SCHEME) :].strip() if given.lower().startswith(_SCHEME) else ""
-        seen = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        seen = hashlib.sha256(token.encode("utf-8", "backslashreplace")).digest()
         if not hmac.compare_digest(seen, self._digest):
             raise Refused(
                 "the token is missing or wrong: send the header Authorization: Bearer TOKEN.", UNAUTHORIZED

@@ -20,9 +20,10 @@ from seqrl_ray.errors import RecipeError, WorkerError
 from seqrl_ray.loops.drive import StopRequested
 from seqrl_ray.runtime.launch import connected
 from seqrl_ray.serving.app import application, check, require_serve
-from seqrl_ray.serving.guard import TOKEN, is_loopback, token_digest
-from seqrl_ray.serving.policies import Policies
+from seqrl_ray.serving.guard import TOKEN, Guard, is_loopback, token_digest
+from seqrl_ray.serving.service import Service
 from seqrl_ray.serving.settings import ServingSettings
+from seqrl_ray.serving.source import Source
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 """Name of the actor that a cluster's Ray Serve has."""
@@ -64,11 +65,10 @@ def serving(settings: ServingSettings, host: str, port: int, address: str | None
             f"--host={host} can be reached from elsewhere and no token is set: everybody could ask. Set "
             f"{TOKEN} (openssl rand -hex 32), or leave --host out."
         )
-    policies = Policies(settings.run, settings.checkpoint)
-    check(settings, policies)
-    settings = settings.model_copy(
-        update={"run": str(policies.folder.absolute()), "ask_token": digest is not None}
-    )
+    here = Service(settings, Source(settings.run, settings.checkpoint), Guard(None))
+    check(settings.replicas, here)
+    run = str(here.source.folder.absolute())
+    settings = settings.model_copy(update={"run": run, "ask_token": digest is not None})
     if address in (None, "local"):
         _free(host, port)
     with connected(address):
@@ -87,10 +87,10 @@ def serving(settings: ServingSettings, host: str, port: int, address: str | None
             except (RuntimeError, RayError) as error:
                 raise WorkerError(f"the service did not come up: {_reason(error)}") from None
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            name = policies.loaded.checkpoint.name
-            yield Served(url, tuple(policies.shapes), name, digest is not None)
+            name = here.loaded.checkpoint.name
+            yield Served(url, tuple(here.policies.shapes), name, digest is not None)
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _free(host: str, port: int) -> None:

@@ -15,18 +15,19 @@ import math
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from seqrl_ray.envs.grouping import agents_of
 from seqrl_ray.errors import SeqrlError
-from seqrl_ray.loops.checkpoints import steps_of
 from seqrl_ray.serving.batching import Batcher
 from seqrl_ray.serving.guard import Guard
 from seqrl_ray.serving.inputs import Ask, Shape, parse
-from seqrl_ray.serving.policies import Decision, Job, Policies, after
+from seqrl_ray.serving.policies import Decision, Job, after
 from seqrl_ray.serving.refusals import NOT_ALLOWED, NOT_FOUND, NOT_JSON, TOO_LARGE, UNAUTHORIZED, Refused
 from seqrl_ray.serving.sessions import Sessions
 from seqrl_ray.serving.settings import ServingSettings
+from seqrl_ray.serving.source import Source
 from seqrl_ray.types import ArraySpec
 
 JSON = "application/json"
@@ -52,11 +53,26 @@ class Service:
     def __init__(
         self,
         settings: ServingSettings,
-        policies: Policies,
+        source: Source,
         guard: Guard,
+        *,
+        seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings, self.policies, self.guard = settings, policies, guard
+        """Load the run's policies and weights.
+
+        Args:
+            settings: what is served, and how.
+            source: the run.
+            guard: who may ask.
+            seed: of what is random in acting.
+            clock: seconds, monotonic.
+        Raises: SeqrlError: they cannot be loaded.
+        """
+        self.settings, self.source, self.guard = settings, source, guard
+        self.policies = policies = source.policies(seed)
+        self.loaded = source.first()
+        policies.take(self.loaded.weights)
         self.sessions = Sessions(settings.max_states, settings.session_idle_s, clock)
         self.batcher: Batcher[Job, Decision] = Batcher(
             policies.act,
@@ -91,9 +107,10 @@ class Service:
             look tries again.
         """
         try:
-            loaded = await asyncio.to_thread(self.policies.newer)
+            loaded = await asyncio.to_thread(self.source.newer, self.loaded.checkpoint)
             if loaded is not None:
-                await self.batcher.between(lambda: self.policies.take(loaded))
+                await self.batcher.between(partial(self.policies.take, loaded.weights))
+                self.loaded = loaded
         except SeqrlError as error:
             self.trouble = " ".join(str(error).split())
             return False
@@ -102,18 +119,18 @@ class Service:
 
     def spec(self) -> dict[str, Any]:
         """Return what is served."""
-        loaded, settings = self.policies.loaded, self.settings
+        settings, recipe = self.settings, self.source.recipe
         return {
-            "run": self.policies.recipe.name,
-            "algorithm": self.policies.recipe.algorithm["name"],
-            "checkpoint": loaded.checkpoint.name,
-            "env_steps": steps_of(loaded.checkpoint),
+            "run": recipe.name,
+            "algorithm": recipe.algorithm["name"],
+            "checkpoint": self.loaded.checkpoint.name,
+            "env_steps": self.loaded.env_steps,
             "refresh_error": self.trouble,
             "explore": settings.explore,
             "max_rows": settings.max_rows,
             "max_request_bytes": settings.max_request_bytes,
             "policies": {
-                policy_id: {**_described(shape), "weights": list(loaded.weights[policy_id].version)}
+                policy_id: {**_described(shape), "weights": list(self.policies.versions[policy_id])}
                 for policy_id, shape in self.policies.shapes.items()
             },
         }
