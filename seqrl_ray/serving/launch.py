@@ -85,7 +85,7 @@ def serving(settings: ServingSettings, host: str, port: int, address: str | None
             try:
                 serve.run(application(settings, digest), name=APPLICATION)
             except (RuntimeError, RayError) as error:
-                raise WorkerError(f"the service did not come up: {_reason(error)}") from None
+                raise WorkerError(f"the service did not come up: {why(APPLICATION, error)}") from None
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             name = here.loaded.checkpoint.name
             yield Served(url, tuple(here.policies.shapes), name, digest is not None)
@@ -121,8 +121,17 @@ def _alone(address: str | None) -> None:
     )
 
 
-def _reason(error: Exception) -> str:
-    """Return the last line of what Serve says, which is the replica's own error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def why(name: str, error: Exception) -> str:
+    """Return in one line why an application did not come up: a replica's own error, where Serve kept it."""
+    from ray import serve
+
+    told = serve.status().applications.get(name)
+    kept = [deployment.message for deployment in told.deployments.values()] if told else []
+    return reason("\n".join([str(error), *kept]))
+
+
+def reason(text: str) -> str:
+    """Return the last error that a traceback names, or else its last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line.partition("Error: ")[2] for line in lines if "Error: " in line]
-    return (named or lines or [type(error).__name__])[-1]
+    return (named or lines or ["no reason is given"])[-1]
