@@ -191,15 +191,19 @@ def test_a_run_is_served_followed_and_taken_down(trained, command):
 
 
 def test_an_application_of_a_serve_config(ray_here, trained, monkeypatch):
-    """By `build`, as a config file names it: two replicas of a policy without memory, open to loopback."""
+    """As a config file names it: two replicas of a policy without memory, open to loopback."""
     from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
     monkeypatch.delenv(TOKEN, raising=False)
     port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     try:
         args = {"run": str(trained), "replicas": 2, "ask_token": False}
-        serve.run(build(args), name="seqrl")
+        application = {"name": "seqrl", "import_path": "seqrl_ray.serving.app:build", "args": args}
+        config = ServeDeploySchema.model_validate({"applications": [application]})
+        _get_global_client().deploy_apps(config, _blocking=True)
         url = f"http://127.0.0.1:{port}"
         obs = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
         with ThreadPoolExecutor(8) as pool:
