@@ -325,6 +325,11 @@ def serving(
     keys: dict[str, Any] = {"run": str(run), "replicas": replicas, "checkpoint": checkpoint}
     for override in overrides:
         apply_override(keys, override)
+    if "ask_token" in keys:
+        raise RecipeError(
+            f"ask_token={keys['ask_token']} is for a Ray Serve config: here whoever sets SEQRL_SERVE_TOKEN "
+            "wants it asked for, and without one only this machine is answered. Leave it out."
+        )
     with launch.serving(parse(ServingSettings, keys, ""), host, port, address) as served:
         yield served
 

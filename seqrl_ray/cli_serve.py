@@ -14,7 +14,7 @@ def serve(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder, of a finished or a living run")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="keys of docs/serving.md, e.g. refresh_s=60"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="keys of docs/recipe_keys.md, e.g. refresh_s=60"),
     ] = None,
     host: Annotated[
         str, typer.Option(help="where to listen; beyond this machine only with a token (SEQRL_SERVE_TOKEN)")

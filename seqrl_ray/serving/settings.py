@@ -6,7 +6,7 @@ from seqrl_ray.settings import Settings, key
 
 
 class ServingSettings(Settings):
-    """What is served, and how."""
+    """What is served, and how; the same keys are `args` of a Ray Serve config file."""
 
     run: str = key(description="the run folder, as the replicas' nodes see it", min_length=1)
     checkpoint: str | None = key(

@@ -59,6 +59,7 @@ def test_runs_keys_and_ports(capsys, monkeypatch, tmp_path):
     assert "remote" in refusal(capsys, "s3://bucket/runs/first")
     assert 'Did you mean "refresh_s"' in refusal(capsys, str(tmp_path), "refresh=3")
     assert "refresh_s=-1" in refusal(capsys, str(tmp_path), "refresh_s=-1")
+    assert "SEQRL_SERVE_TOKEN" in refusal(capsys, str(tmp_path), "ask_token=true")
     assert "--port" in refusal(capsys, str(tmp_path), "--port", "70000")
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
