@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 RECIPE ?= traffic/cologne8
 
-.PHONY: train test test-all test-ops lint clean test-ray test-rest
+.PHONY: train test test-all test-ops test-serve lint clean test-ray test-rest
 .DEFAULT_GOAL := test
 
 # Made again only when what is installed would change.
@@ -47,9 +47,20 @@ $(OPS)/installed: pyproject.toml constraints.txt
 test-ops: $(OPS)/installed
 	$(OPS)/bin/python -m pytest -m slow -s tests/system/test_metrics_live.py
 
+# Serving with a real Ray Serve, likewise.
+SERVE := .venv-serve
+$(SERVE)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/pip install --quiet --disable-pip-version-check "$$(grep -i '^torch==' constraints.txt)" -c constraints.txt
+	$(SERVE)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,serve]' -c constraints.txt
+	@touch $@
+
+test-serve: $(SERVE)/installed
+	$(SERVE)/bin/python -m pytest -m slow -s tests/system/test_serving.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OPS) build dist *.egg-info
+	rm -rf $(VENV) $(OPS) $(SERVE) build dist *.egg-info

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from seqrl_ray import recipe, recipe_data, recipe_env, recipe_replay, recipe_traffic
 from seqrl_ray.algorithms import names, settings_class
 from seqrl_ray.algorithms.rllib_settings import RllibSettings
+from seqrl_ray.serving.settings import ServingSettings
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[learner]": recipe.LearnerSettings,
     "[evaluation]": recipe.EvaluationSettings,
     "[stop]": recipe.StopSettings,
+    "seqrl serve RUN key=value": ServingSettings,
 }
 
 
@@ -39,7 +41,8 @@ def pages() -> str:
     """Return the whole page."""
     parts = [
         "# Recipe keys\n\nMade by `docs/make_keys.py` from the settings classes; do not edit. "
-        "Keys marked * may be changed by a sweep in a living run.\n"
+        "Keys marked * may be changed by a sweep in a living run. "
+        "Last come the keys of a service, which are no recipe's ([serving](serving.md)).\n"
     ]
     for title, cls in SECTIONS.items():
         rows = [row(name, info) for name, info in cls.model_fields.items() if name not in skipped(cls)]

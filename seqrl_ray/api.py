@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from seqrl_ray.algorithms import settings_class
 from seqrl_ray.algorithms.rllib_settings import is_rllib
 from seqrl_ray.errors import CheckpointError, RecipeError
-from seqrl_ray.recipe import Recipe, load, run_folder_name
+from seqrl_ray.recipe import Recipe, apply_override, load, run_folder_name
+from seqrl_ray.settings import parse
 
 if TYPE_CHECKING:
     from seqrl_ray.loops.drive import Session
     from seqrl_ray.loops.listener import Listener
     from seqrl_ray.loops.preflight import Plan
     from seqrl_ray.loops.remote import Remote
+    from seqrl_ray.serving.launch import Served
     from seqrl_ray.types import Weights
 
 
@@ -298,6 +300,44 @@ def replay_schedule(
 
     refuse_path(run_dir, "--run-dir")
     return Result(*replayed(folder, overrides, run_dir=run_dir, address=address, quiet=quiet))
+
+
+@contextlib.contextmanager
+def serving(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    checkpoint: str | None = None,
+    address: str | None = None,
+) -> Iterator[Served]:
+    """Have a run's policy served over HTTP inside the block; `served.wait()` waits for Ctrl-C.
+
+    Args:
+        run: the run folder, of a finished or a living run.
+        overrides: `key=value` of any other key of `serving.settings.ServingSettings`.
+        host: where to listen; beyond this machine only with a token in SEQRL_SERVE_TOKEN.
+        port: likewise.
+        replicas: processes that answer.
+        checkpoint: name of the one to keep to; None: the newest, and newer ones as they come.
+        address: Ray cluster to run on; None: a Ray of our own on this machine.
+    Raises: SeqrlError: it cannot be served; nothing is left.
+    """
+    from seqrl_ray.serving import launch
+    from seqrl_ray.serving.settings import ServingSettings
+
+    keys: dict[str, Any] = {"run": str(run), "replicas": replicas, "checkpoint": checkpoint}
+    for override in overrides:
+        apply_override(keys, override)
+    if "ask_token" in keys:
+        raise RecipeError(
+            f"ask_token={keys['ask_token']} is for a Ray Serve config: here whoever sets SEQRL_SERVE_TOKEN "
+            "wants it asked for, and without one only this machine is answered. Leave it out."
+        )
+    with launch.serving(parse(ServingSettings, keys, ""), host, port, address) as served:
+        yield served
 
 
 def watch(

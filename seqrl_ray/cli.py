@@ -1,4 +1,4 @@
-"""The command line: `seqrl train | evaluate | scale | tune | data | report | check | doctor | bench`.
+"""The command line: `seqrl train | evaluate | scale | serve | tune | data | report | check | doctor | bench`.
 
 Exit code 0 done, 2 bad input (one line on stderr, no traceback), 1 an error that stopped a run or a check of
 `doctor` that failed, 130 interrupted with a checkpoint written. Every command imports what it needs when it
@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from seqrl_ray import __version__
 from seqrl_ray.cli_data import data
+from seqrl_ray.cli_serve import serve
 from seqrl_ray.cli_tune import tune
 from seqrl_ray.errors import RecipeError, SeqrlError
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 app.add_typer(data)
 app.command()(tune)
+app.command()(serve)
 
 FAILED = 1
 BAD_INPUT = 2

@@ -45,13 +45,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"numpy", "torch", "gymnasium", "ray"},
     "tune": RECIPE
     | {"types_env", "algorithms", "loops", "runtime", "rllib", "numpy", "torch", "pydantic", "ray"},
+    # a run's policy over HTTP; all but two files of it without Ray
+    "serving": RECIPE
+    | {"envs", "algorithms", "loops", "runtime", "numpy", "torch", "ray", "starlette"},
     "cluster": {"errors", "settings", "pydantic", "yaml", "jsonschema", "click", "ray"},
     "testing": {"ray"},
     "top": RECIPE
     | {"types_env", "envs", "algorithms", "data", "loops", "runtime", "rllib", "tune", "report", "cluster"}
+    | {"serving"}
     | {"torch", "rich", "typer", "packaging"},
 }
-TOP = {"api", "bench", "check", "cli", "cli_data", "cli_tune", "collecting", "doctor", "sweeping"}
+TOP = {
+    "api",
+    "bench",
+    "check",
+    "cli",
+    "cli_data",
+    "cli_serve",
+    "cli_tune",
+    "collecting",
+    "doctor",
+    "sweeping",
+}
 RECIPE_LAYER = {
     "recipe",
     "recipe_data",

@@ -90,9 +90,12 @@ def latest(root: Path) -> Path:
     return found[-1]
 
 
-def verify(folder: Path) -> None:
-    """Check every file of a checkpoint against the manifest.
+def verify(folder: Path, part: str | None = None) -> None:
+    """Check the files of a checkpoint against the manifest.
 
+    Args:
+        folder: the checkpoint's.
+        part: look at the files of this part alone; None: at all of them, the replay's too.
     Raises: CheckpointError: a file is missing, cut short or changed.
     """
     try:
@@ -107,6 +110,8 @@ def verify(folder: Path) -> None:
             "Use the version that wrote it."
         )
     for name, entry in manifest["files"].items():
+        if part is not None and name not in (f"{part}.json", f"{part}.safetensors"):
+            continue
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the checkpoint is damaged. Use another checkpoint.")
@@ -149,8 +154,19 @@ def acting_weights(folder: Path) -> dict[str, Weights]:
 
     Raises: CheckpointError: the checkpoint is damaged.
     """
-    policies = load(folder, "trainer")["learner"]["policies"]
-    return {p: Weights(p, 0, 0, state["acting"], progress=1.0) for p, state in policies.items()}
+    trainer = load(folder, "trainer")
+    learner, counters = trainer["learner"], trainer["counters"]  # RLlib's learner keeps neither of the two
+    epoch = int(learner.get("epoch", 0))
+    return {
+        p: Weights(
+            p,
+            epoch,
+            int(state.get("private", counters).get("updates", 0)),
+            state["acting"],
+            progress=1.0,
+        )
+        for p, state in learner["policies"].items()
+    }
 
 
 def pretrained_weights(folder: Path) -> dict[str, Weights]:

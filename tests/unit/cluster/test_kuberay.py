@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -19,11 +21,18 @@ from jsonschema.protocols import Validator
 from seqrl_ray.api import read_recipe
 from seqrl_ray.cluster.check import SECRET, WORLD
 from seqrl_ray.loops.checkpoints import MANIFEST
+from seqrl_ray.serving.app import DEPLOYMENT, build
+from seqrl_ray.serving.guard import TOKEN
+from seqrl_ray.serving.settings import ServingSettings
+from seqrl_ray.settings import parse
 
 CLUSTER = Path(__file__).resolve().parents[3] / "cluster"
 KUBERAY = CLUSTER / "kuberay"
 MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
+TRAINING = [path for path in MANIFESTS if path.stem != "rayservice"]
+SERVICE = KUBERAY / "rayservice.yaml"
 RAY_KINDS = {"RayCluster", "RayJob", "RayService"}
+CLUSTER_SPEC = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 SPOT_MARKS = {  # node label -> its value on a spot node, of whom Kubernetes is rented
     "cloud.google.com/gke-spot": "true",
     "eks.amazonaws.com/capacityType": "SPOT",
@@ -43,7 +52,8 @@ def ray_document(path: Path) -> dict[str, Any]:
 
 
 def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
-    return document["spec"] if document["kind"] == "RayCluster" else document["spec"]["rayClusterSpec"]
+    name = CLUSTER_SPEC.get(document["kind"])
+    return document["spec"] if name is None else document["spec"][name]
 
 
 def groups(path: Path) -> dict[str, dict[str, Any]]:
@@ -116,13 +126,19 @@ def test_a_wrong_value_is_caught() -> None:
     assert len(wrong(policy)) == 2
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.stem)
-def test_ray_reads_the_groups_as_meant(path: Path) -> None:
-    """By the function with which Ray's autoscaler reads the cluster's resource."""
+def read_by_ray(path: Path) -> dict[str, Any]:
+    """Node types, by the function with which Ray's autoscaler reads the cluster's resource."""
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     document = {"metadata": {"name": "seqrl", "namespace": "any"}, "spec": cluster_spec(ray_document(path))}
-    read = autoscaling_config._derive_autoscaling_config_from_ray_cr(document)["available_node_types"]
+    config = autoscaling_config._derive_autoscaling_config_from_ray_cr(document)
+    found: dict[str, Any] = config["available_node_types"]
+    return found
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_ray_reads_the_groups_as_meant(path: Path) -> None:
+    read = read_by_ray(path)
     assert list(read) == ["headgroup", "learner", "actor"]
     head, learner, actor = read.values()
     assert head["resources"]["CPU"] == 0
@@ -314,18 +330,24 @@ def test_every_ray_pod_has_its_memory_and_the_runs(path: Path) -> None:
         assert made["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
+WORKER = {"ray.io/node-type": "worker"}
+"""What KubeRay puts on every pod but the head's."""
+
+
 def gibibytes(quantity: str) -> float:
     return float(quantity.removesuffix("Gi"))
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.stem)
-def test_learners_never_stand_on_spot_nodes(path: Path) -> None:
-    for name in ("head", "learner"):
+def test_only_actors_stand_on_spot_nodes(path: Path) -> None:
+    for name in groups(path).keys() - {"actor"}:
         affinity = groups(path)[name]["template"]["spec"]["affinity"]["nodeAffinity"]
         terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
         assert len(terms) == 1  # several would be alternatives
         refused = {e["key"]: (e["operator"], e["values"]) for e in terms[0]["matchExpressions"]}
         assert refused == {key: ("NotIn", [value]) for key, value in SPOT_MARKS.items()}
+    if path == SERVICE:
+        return
     affinity = groups(path)["actor"]["template"]["spec"]["affinity"]["nodeAffinity"]
     wanted = affinity["preferredDuringSchedulingIgnoredDuringExecution"]  # each alone: nobody has all marks
     liked = [tuple(e.values()) for w in wanted for e in w["preference"]["matchExpressions"]]
@@ -347,9 +369,85 @@ def test_the_network_policy_closes_the_cluster(path: Path) -> None:
     assert base["ingress"] == [{"from": peers}]
     assert base["egress"][0] == {"to": peers}
     assert [port["port"] for rule in base["egress"][1:] for port in rule["ports"]] == [53, 53]
-    (head,) = (p for p in policies if p is not base)
+    clients = [p for p in policies if p["podSelector"]["matchLabels"] == {**everyone, **WORKER}]
+    assert len(clients) == (path == SERVICE)  # theirs has a test of its own
+    (head,) = (p for p in policies if p is not base and p not in clients)
     assert head["podSelector"]["matchLabels"] == {**everyone, "ray.io/node-type": "head"}
     assert [port["port"] for rule in head["egress"] for port in rule["ports"]] == [443, 6443]
     for rule in head.get("ingress", []):  # whoever is let in is named, and to the dashboard alone
         assert [port["port"] for port in rule["ports"]] == [8265]
         assert all("podSelector" in peer for peer in rule["from"])
+
+
+# ------------------------------------------------------------------------------------------------ the service
+
+
+def serve_config() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(ray_document(SERVICE)["spec"]["serveConfigV2"])
+    return config
+
+
+def test_the_service_names_an_application_of_ours() -> None:
+    (application,) = serve_config()["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    settings = parse(ServingSettings, application["args"], "args")
+    assert settings.ask_token  # whoever is let in needs the token, too
+    assert settings.run.startswith("/runs/") and settings.checkpoint is None and settings.refresh_s > 0
+    for deployment in application.get("deployments", ()):
+        assert deployment["name"] == DEPLOYMENT
+
+
+def test_a_misspelt_key_of_the_service_is_caught() -> None:
+    document = copy.deepcopy(ray_document(SERVICE))
+    document["spec"]["serveConfigV3"] = document["spec"].pop("serveConfigV2")
+    assert any("serveConfigV3" in line for line in wrong(document))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fastapi") is None, reason="ray[serve] is not installed")
+def test_ray_serve_reads_the_service_as_meant() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = serve_config()
+    read = ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True)
+    assert read["applications"] == config["applications"]  # a key that Serve does not know would be gone
+
+
+def test_the_replicas_have_the_token_the_runs_and_room() -> None:
+    group = groups(SERVICE)["replica"]
+    (container,) = group["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    assert variable["name"] == TOKEN
+    assert variable["valueFrom"]["secretKeyRef"].keys() == {"name", "key"}  # not optional: no pod without it
+    (application,) = serve_config()["applications"]
+    settings = parse(ServingSettings, application["args"], "args")
+    per_node = int(container["resources"]["limits"]["cpu"]) // settings.threads
+    assert per_node * group["minReplicas"] >= settings.replicas
+    read = read_by_ray(SERVICE)
+    assert list(read) == ["headgroup", "replica"] and read["headgroup"]["resources"]["CPU"] == 0
+    assert read["replica"]["max_workers"] > read["replica"]["min_workers"] >= 1
+    assert ray_document(SERVICE)["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+def test_only_named_clients_reach_the_service() -> None:
+    everyone = pods(SERVICE)["head"]["metadata"]["labels"]
+    policies = [d["spec"] for d in documents(SERVICE) if d["kind"] == "NetworkPolicy"]
+    (clients,) = (p for p in policies if p["podSelector"]["matchLabels"] == {**everyone, **WORKER})
+    assert clients["policyTypes"] == ["Ingress"]
+    (rule,) = clients["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [8000]
+    (peer,) = rule["from"]
+    assert peer.keys() == {"podSelector"}  # of this namespace alone
+    assert peer["podSelector"]["matchLabels"] and everyone.items().isdisjoint(
+        peer["podSelector"]["matchLabels"].items()
+    )
+
+
+def test_the_service_and_the_cluster_have_the_same_head() -> None:
+    served, standing = (
+        copy.deepcopy(groups(path)["head"]) for path in (SERVICE, KUBERAY / "raycluster.yaml")
+    )
+    assert served["template"].pop("metadata")["labels"] == {"app.kubernetes.io/part-of": "seqrl-policy"}
+    # KubeRay's operator hands the application to the dashboard: it cannot stand on loopback here
+    assert standing["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
+    assert served == standing
