@@ -16,10 +16,10 @@ import numpy as np
 
 from seqrl_ray.algorithms import settings_class
 from seqrl_ray.algorithms.contract import Algorithm
-from seqrl_ray.errors import CheckpointError
+from seqrl_ray.errors import CheckpointError, RunFolderError
 from seqrl_ray.loops import checkpoints
 from seqrl_ray.loops.build import algorithms, training_env
-from seqrl_ray.loops.remote import refuse
+from seqrl_ray.loops.remote import is_url
 from seqrl_ray.loops.run_folder import open_run
 from seqrl_ray.recipe import Recipe, load, policy_algorithm
 from seqrl_ray.serving.inputs import Shape
@@ -55,7 +55,11 @@ class Source:
             checkpoint: name of the checkpoint to keep to; None: the newest.
         Raises: SeqrlError: no run there, or its recipe cannot be read.
         """
-        refuse(run, "RUN")
+        if is_url(run):
+            raise RunFolderError(
+                f"RUN={run} is remote: what is served is read from a folder again and again. Copy the run, or "
+                "mount its storage."
+            )
         self.folder = open_run(Path(run))
         self.recipe: Recipe = load(self.folder / "recipe.toml", (), algorithm_settings=settings_class)
         self._pinned = checkpoint
