@@ -57,8 +57,8 @@ class Source:
         """
         if is_url(run):
             raise RunFolderError(
-                f"RUN={run} is remote: what is served is read from a folder again and again. Copy the run, or "
-                "mount its storage."
+                f"RUN={run} is remote: what is served is read from a folder again and again. Copy the run, "
+                "or mount its storage."
             )
         self.folder = open_run(Path(run))
         self.recipe: Recipe = load(self.folder / "recipe.toml", (), algorithm_settings=settings_class)
