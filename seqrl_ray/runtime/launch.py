@@ -20,7 +20,6 @@ from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.runtime import nodes
 from seqrl_ray.runtime.colocated import ColocatedSession
 from seqrl_ray.runtime.reserve import SERVER_CPUS, Held, check_shared, hold
 from seqrl_ray.runtime.service import ServiceSession
@@ -157,7 +156,7 @@ def place(recipe: Recipe, *, local: bool) -> Placement:
         follower_pins=held.followers,
         elsewhere=held.elsewhere,
         actors_here=here,
-        watch_nodes=not local and nodes.watchable(),
+        watch_nodes=not local,
         server={
             "num_cpus": LOCAL_CPUS if local else SERVER_CPUS,
             "num_gpus": server_gpus,

@@ -20,12 +20,15 @@ from typing import Any
 
 import ray
 from ray._private.state import state as global_state
-from ray.exceptions import RaySystemError
+from ray.util.client import ray as client
 
 from seqrl_ray.recipe_labels import matches
 
 NODE_GROUP = "ray.io/node-group"
 """Ray's label for the kind of node that a launcher started."""
+
+HEAD = "node:__internal_head__"
+"""Ray's resource of the head node."""
 
 KNOCK_S = 1.0
 """How long a node may take to accept a connection before it counts as gone."""
@@ -64,17 +67,47 @@ class Place:
     """Its process there; 0: none yet."""
 
 
-def watchable() -> bool:
-    """Whether this process can see the cluster's nodes: not through a `ray://` address."""
-    try:
-        global_state.get_draining_nodes()
-    except RaySystemError:
-        return False
-    return True
+class Lookout:
+    """Sees the cluster for a process that joined it through a `ray://` address, and so has no global state; a
+    small Ray actor on the head, without which there is no cluster either.
+    """
+
+    def look(self) -> dict[str, Node]:
+        """See the function."""
+        return look()
+
+    def place_of(self, actor_id: str) -> Place:
+        """See the function."""
+        return _place_of(actor_id)
+
+    def gone(self, node_id: str) -> bool:
+        """See the function."""
+        return gone(node_id)
+
+
+_lookout: tuple[Any, Any] = (None, None)
+"""(connection, the lookout made over it)."""
+
+
+def _through() -> Any:
+    """Return the lookout where this process needs one, else None."""
+    global _lookout
+    if not client.is_connected():  # type: ignore[no-untyped-call]
+        return None
+    connection = client.get_context().client_worker  # type: ignore[no-untyped-call]
+    if _lookout[0] is not connection:
+        kind = ray.remote(Lookout).options(
+            num_cpus=0, resources={HEAD: 0.001}, max_restarts=-1, max_task_retries=-1
+        )
+        _lookout = (connection, kind.remote())
+    return _lookout[1]
 
 
 def look() -> dict[str, Node]:
     """Return the living nodes by id."""
+    if (lookout := _through()) is not None:
+        seen: dict[str, Node] = ray.get(lookout.look.remote())
+        return seen
     free = global_state.available_resources_per_node()  # type: ignore[no-untyped-call]
     draining = global_state.get_draining_nodes()
     found = {}
@@ -99,7 +132,15 @@ def place_of(actor: Any) -> Place:
 
     Before it has a process, Ray names the node at which it queues, and may yet send it to another.
     """
-    row: Mapping[str, Any] = global_state.actor_table(actor._actor_id.hex())
+    actor_id = actor._actor_id.hex()
+    if (lookout := _through()) is not None:
+        found: Place = ray.get(lookout.place_of.remote(actor_id))
+        return found
+    return _place_of(actor_id)
+
+
+def _place_of(actor_id: str) -> Place:
+    row: Mapping[str, Any] = global_state.actor_table(actor_id)
     if not row or not row["Pid"]:
         return Place(None)
     return Place(row["Address"]["NodeID"], started=row["State"] == "ALIVE", pid=int(row["Pid"]))
@@ -111,6 +152,8 @@ def gone(node_id: str) -> bool:
     Ray calls a node dead after several missed health checks (ten seconds and more as it comes). Its own
     process not accepting connections says so at once.
     """
+    if (lookout := _through()) is not None:
+        return bool(ray.get(lookout.gone.remote(node_id)))
     node = look().get(node_id)
     if node is None:
         return True

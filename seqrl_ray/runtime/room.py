@@ -17,13 +17,10 @@ import ray
 from seqrl_ray.errors import RecipeError
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.recipe_labels import matches
-from seqrl_ray.runtime.nodes import NODE_GROUP
+from seqrl_ray.runtime.nodes import HEAD, NODE_GROUP
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """Where `ray up` puts the cluster's file on its head; JSON, whatever it is called."""
-
-HEAD = "node:__internal_head__"
-"""Ray's resource of the head node."""
 
 READ_S = 60.0
 """How long the head may take to read a file."""

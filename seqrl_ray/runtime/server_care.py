@@ -80,7 +80,7 @@ class ServerCare:
         self.patience_s = recipe.actors.hang_timeout_s / 2  # before the actors that wait for it seem to hang
         self.gone: set[int] = set()
         """Actors whose acting states are not needed any more."""
-        self._budget, self._watch = budget, nodes.watchable()
+        self._budget = budget
         try:
             self._report: ServerReport = ray.get(self.handle.serve.remote(board), timeout=2 * START_S)
         except GetTimeoutError:
@@ -140,9 +140,6 @@ class ServerCare:
         By its id, on its node: what `ray.kill` sends is heard by the process itself, if it hears anything.
         """
         self._ended = self._report.pid
-        if not self._watch:
-            ray.kill(self.handle, no_restart=False)
-            return
         place = nodes.place_of(self.handle)
         if place.started and place.node_id is not None:
             there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)

@@ -257,6 +257,43 @@ def test_a_budget_forgets_after_ten_minutes(monkeypatch):
     budget.node_loss("b")
 
 
+def test_who_joined_from_outside_asks_one_lookout_per_connection(monkeypatch):
+    made = []
+
+    class Remote:
+        def __init__(self, name):
+            self.name = name
+
+        def remote(self, *given):
+            return (self.name, *given)
+
+    def lookout(kind):
+        assert kind is nodes.Lookout
+
+        def start(**options):
+            assert options["num_cpus"] == 0 and nodes.HEAD in options["resources"]
+            assert options["max_restarts"] == options["max_task_retries"] == -1
+            made.append(options)
+            return SimpleNamespace(remote=lambda: SimpleNamespace(**{n: Remote(n) for n in asked}))
+
+        return SimpleNamespace(options=start)
+
+    asked = ("look", "place_of", "gone")
+    connection = SimpleNamespace(client_worker="first")
+    outside = SimpleNamespace(is_connected=lambda: True, get_context=lambda: connection)
+    monkeypatch.setattr(nodes, "client", outside)
+    monkeypatch.setattr(nodes, "_lookout", (None, None))
+    monkeypatch.setattr(nodes, "ray", SimpleNamespace(remote=lookout, get=lambda call: call))
+    actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "a1"))
+    assert nodes.look() == ("look",)
+    assert nodes.place_of(actor) == ("place_of", "a1")
+    assert nodes.gone("n1") is True
+    assert len(made) == 1
+    connection.client_worker = "another"
+    nodes.look()
+    assert len(made) == 2
+
+
 # ----------------------------------------------------------------------------------------------- the spread
 
 

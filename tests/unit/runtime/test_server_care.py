@@ -78,7 +78,6 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     found = World()
     monkeypatch.setattr(server_care, "ray", found)
     monkeypatch.setattr(server_care, "time", found)
-    monkeypatch.setattr(server_care.nodes, "watchable", lambda: True)
     monkeypatch.setattr(server_care.nodes, "place_of", lambda handle: found.place)
     return found
 
