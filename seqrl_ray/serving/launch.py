@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ray
 from ray.exceptions import RayError
 
 from seqrl_ray.errors import RecipeError, WorkerError
@@ -71,6 +72,7 @@ def serving(settings: ServingSettings, host: str, port: int, address: str | None
     settings = settings.model_copy(update={"run": run, "ask_token": digest is not None})
     if address in (None, "local"):
         _free(host, port)
+    ours = address in (None, "local") and not ray.is_initialized()
     with connected(address):
         from ray import serve
 
@@ -90,7 +92,10 @@ def serving(settings: ServingSettings, host: str, port: int, address: str | None
             name = here.loaded.checkpoint.name
             yield Served(url, tuple(here.policies.shapes), name, digest is not None)
         finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            if ours:  # Serve ends with its Ray; ended alone, it complains of that to the terminal
+                serve.delete(APPLICATION)
+            else:
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _free(host: str, port: int) -> None:
@@ -108,7 +113,6 @@ def _free(host: str, port: int) -> None:
 
 def _alone(address: str | None) -> None:
     """Raise RecipeError if the cluster has a Ray Serve already."""
-    import ray
     from ray.serve._private.constants import SERVE_NAMESPACE
 
     try:

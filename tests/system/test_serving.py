@@ -33,6 +33,7 @@ from tests.system.runs import SMALL
 pytestmark = [
     pytest.mark.system,
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         any(find_spec(name) is None for name in NEEDED), reason="ray[serve] is not installed: make test-serve"
     ),
@@ -41,7 +42,7 @@ pytestmark = [
 SECRET = "this-is-the-token-of-a-test"
 MARK = "SEQRL_TEST_SERVING"
 """Every process of a service inherits it: that is how those left over are found."""
-UP_S, SWAP_S = 120.0, 60.0
+UP_S, SWAP_S = 240.0, 60.0
 Answer = tuple[int, dict[str, Any]]
 
 

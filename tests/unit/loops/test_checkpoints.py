@@ -91,3 +91,26 @@ def test_an_empty_folder_has_nothing_to_go_on_from(tmp_path):
 def test_what_is_no_plain_value_is_refused(tmp_path):
     with pytest.raises(TypeError, match="has no place in a checkpoint"):
         checkpoints.save(tmp_path, "000000000001", {"part": {"x": object()}}, keep=1)
+
+
+def test_one_part_can_be_checked_alone(tmp_path):
+    folder = checkpoints.save(tmp_path, "000001-10", {"trainer": TREE, "replay": TREE}, keep=1)
+    (folder / "replay.json").write_text("{}")
+    checkpoints.verify(folder, "trainer")
+    with pytest.raises(CheckpointError, match=r"replay\.json"):
+        checkpoints.verify(folder)
+    (folder / "trainer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        checkpoints.verify(folder, "trainer")
+
+
+def test_acting_weights_carry_their_version(tmp_path):
+    """Of our learners, and of RLlib's, whose updates are the run's counter."""
+    flat = np.arange(3, dtype=np.float32)
+    ours = {"epoch": 2, "policies": {"a": {"acting": flat, "private": {"updates": 7}}}}
+    rllibs = {"policies": {"a": {"acting": flat}}}
+    for i, (learner, version) in enumerate(((ours, (2, 7)), (rllibs, (0, 5)))):
+        tree = {"trainer": {"counters": {"updates": 5}, "learner": learner}}
+        found = checkpoints.acting_weights(checkpoints.save(tmp_path, f"{i}-0", tree, keep=2))["a"]
+        assert found.version == version
+        np.testing.assert_array_equal(found.flat, flat)

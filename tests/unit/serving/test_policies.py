@@ -160,17 +160,49 @@ def test_exploring_and_greedy_requests_do_not_mix():
     assert len(greedy) == 1 and {int(d.action[0]) for d in decided[::2]} == {0, 1, 2}
 
 
-def test_continuous_actions_stay_inside_their_bounds():
-    class Beyond:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(algorithm, name)
+class Spy:
+    """An algorithm that keeps what it was handed."""
 
+    def __init__(self, algorithm: Any) -> None:
+        self.algorithm = algorithm
+        self.seen: list[ActInput] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.algorithm, name)
+
+    def act(self, inputs: ActInput, state: Any, mode: str) -> Any:
+        self.seen.append(inputs)
+        return self.algorithm.act(inputs, state, mode)
+
+
+def test_rows_that_begin_have_no_past():
+    """Whatever the client says of it: `ActInput` promises zeros there."""
+    group = GROUPS["vector"]
+    spy = Spy(build("toy_recurrent", group))
+    policies = Policies({"shared": spy}, {"shared": Shape(group, True)})  # type: ignore[dict-item]
+    asked = Ask(
+        "shared",
+        World(group).obs[0, :2],
+        None,
+        session="a",
+        is_first=np.array([True, False]),
+        reward=np.array([3.0, 4.0], np.float32),
+        prev_action=np.array([2, 1]),
+    )
+    policies.act([Job(asked, policies.fresh("shared", 2))])
+    (seen,) = spy.seen
+    assert seen.prev_action.tolist() == [0, 1] and seen.prev_reward.tolist() == [0.0, 4.0]
+    assert seen.is_first.tolist() == [True, False]
+
+
+def test_continuous_actions_stay_inside_their_bounds():
+    class Beyond(Spy):
         def act(self, inputs: ActInput, state: Any, mode: str) -> tuple[Array, Any, dict[str, Array]]:
             return np.full((len(inputs.obs), 2), 1e6), None, {}
 
     group = GROUPS["box"]
     algorithm = build("sac", group)
-    policies = Policies({"shared": Beyond()}, {"shared": Shape(group, False)})  # type: ignore[dict-item]
+    policies = Policies({"shared": Beyond(algorithm)}, {"shared": Shape(group, False)})  # type: ignore[dict-item]
     (decision,) = policies.act([job(World(group), 0, 0, None)])
     assert decision.action.tolist() == [list(group.action.high)] and decision.action.dtype == np.float32
 
