@@ -129,6 +129,8 @@ class RaySession:
     """What does not depend on the wiring; `ColocatedSession` and `ServiceSession` add the rest."""
 
     groups: Mapping[str, GroupSpec]
+    server: ServerCare | None = None
+    """Who acts for all actors, where one does."""
 
     def __init__(
         self,
@@ -191,8 +193,6 @@ class RaySession:
         self._mended: list[Failure] = []
         self._interim: tuple[Any, Job, dict[str, int]] | None = None
         self._evaluator: Any = None
-        self.server: ServerCare | None = None
-        """Who acts for all actors, where one does."""
         self.supervisor.make_board()
 
     def at_s(self) -> float:
