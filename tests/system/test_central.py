@@ -26,7 +26,7 @@ def reports(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("kind") == "report"]
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("wiring", ["colocated", pytest.param("service", marks=pytest.mark.slow)])
 def test_a_run_through_a_policy_server_ends_as_any_other(ray_here: None, tmp_path: Path, wiring: str) -> None:
     summary = train(tmp_path / "run", *CENTRAL, *WIRINGS[wiring], "learner.report_every_s=0.5")
     assert summary["status"] == "completed" and summary["failures"] == []
