@@ -30,6 +30,9 @@ from seqrl_ray.runtime.room import check_room
 RESERVE_S = 60.0
 """How long a cluster may take to find room for learner and shards."""
 
+NODE_ID = "ray.io/node-id"
+"""Ray's label for one node. (Ray's resource `node:ADDRESS` would name several where they share an address.)"""
+
 SERVER_CPUS = 1.0
 """What a policy server reserves."""
 
@@ -76,7 +79,6 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, server_g
         bundle["GPU"] = gpus
     selector = recipe.learner.label_selector
     if matches(node["Labels"], selector):
-        bundle[f"node:{node['NodeManagerAddress']}"] = 0.001
         has = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
         why = (
             f"the learner and the shards need {bundle['CPU']:g} CPUs and {gpus:g} GPUs on the node this "
@@ -84,7 +86,7 @@ def hold(recipe: Recipe, num_gpus: float, threads: int, shards: int, *, server_g
             "in all: they could not be placed. Run the command on a larger node, or lower learner.threads, "
             "replay.shards or learner.num_gpus."
         )
-        learner = _reserve([bundle], {}, RESERVE_S, why)
+        learner = _reserve([bundle], {NODE_ID: here}, RESERVE_S, why)
     else:
         why = (
             f"learner.label_selector={selector}: no node with these labels has {bundle['CPU']:g} CPUs and "
