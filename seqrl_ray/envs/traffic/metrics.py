@@ -128,9 +128,8 @@ class Recorder:
 
     def start(self) -> None:
         """Begin an episode."""
-        self._queue: list[float] = []
-        self._longest = 0.0
-        self._return = np.zeros(len(self._signals))
+        self._rewards: list[FloatArray] = []
+        self._halting: list[FloatArray] = []
         self._series: dict[str, list[Any]] = {
             "time_s": [],
             "queue": [],
@@ -140,10 +139,9 @@ class Recorder:
         }
 
     def decision(self, reward: FloatArray, halting: FloatArray) -> None:
-        """Add one decision: raw reward [N] and halting vehicles per approach lane [A]."""
-        self._return += reward
-        self._queue.append(float(halting.sum()))
-        self._longest = max(self._longest, float(halting.max()))
+        """Add one decision: raw reward [N] and halting vehicles per approach lane [A]; both are kept."""
+        self._rewards.append(reward)
+        self._halting.append(halting)
 
     def series(self, **values: Any) -> None:
         """Add one decision's row of every series a report draws."""
@@ -166,10 +164,11 @@ class Recorder:
             trips: of the whole episode; None where they were not recorded.
             totals: metrics that others counted: teleports, safety_violations, safety_refusals, jams.
         """
+        halting = np.array(self._halting) if self._halting else np.zeros((1, 1))  # [T, A]
         metrics = {
-            "return": float(self._return.mean()),
-            "queue_vehicles": _mean(np.array(self._queue)),
-            "queue_longest_vehicles": self._longest,
+            "return": float(np.sum(self._rewards, axis=0).mean()),
+            "queue_vehicles": _mean(halting.sum(axis=1)),
+            "queue_longest_vehicles": float(halting.max()),
             **totals,
         }
         if trips is None:
