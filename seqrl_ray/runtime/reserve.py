@@ -31,7 +31,7 @@ RESERVE_S = 60.0
 """How long a cluster may take to find room for learner and shards."""
 
 NODE_ID = "ray.io/node-id"
-"""Ray's label for one node. (Ray's resource `node:ADDRESS` would name several where they share an address.)"""
+"""Ray's label for one node. (Its resource `node:ADDRESS` would name several where they share an address.)"""
 
 SERVER_CPUS = 1.0
 """What a policy server reserves."""
