@@ -6,7 +6,9 @@
 
 decision_transformer  16 slots in one call, against the same policy called for one slot after the other, and
                       against Hugging Face's DecisionTransformerModel of equal size (other weights) as its
-                      example evaluates: one slot at a time, padded to K on the left.
+                      example evaluates: one slot at a time, padded to K on the left. With forget_steps = 10,
+                      what was read is remembered between decisions: against the same without a memory, and
+                      against contexts that are always full.
 elastic_dt            the search over histories as one batch, for one slot and for 16, against a loop over
                       slots and histories with two passes each, as the source's code acts; and against a
                       loop that, like ours, takes the second pass for the chosen history only. Neither pads.
@@ -50,9 +52,9 @@ SIZES = {"gym": (128, 3), "small": (64, 2)}
 """Name -> units, layers."""
 
 
-def policy(name: str, device: str, size: str = "gym") -> Any:
+def policy(name: str, device: str, size: str = "gym", **keys: Any) -> Any:
     units, layers = SIZES[size]
-    settings = settings_class(name)(window_steps=STEPS, target_return=1.0, units=units, layers=layers)
+    settings = settings_class(name)(window_steps=STEPS, target_return=1.0, units=units, layers=layers, **keys)
     return make_algorithm(name, settings, GROUP, device=device, seed=0)
 
 
@@ -76,6 +78,16 @@ def whole(algorithm: Any, given: ActInput, state: Any) -> tuple[NDArray[Any], An
     """Act as the library does."""
     action, state, _ = algorithm.act(given, state, "greedy")
     return action, state
+
+
+class Whole:
+    """A network without its memory: reads every context whole."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __call__(self, *given: Any) -> Any:
+        return self.network(*given)
 
 
 def loop(second_for_all: bool) -> Act:
@@ -210,8 +222,15 @@ def decision_transformer(device: str, repeats: int, seconds: float) -> dict[str,
         contestants[f"together_{size}"] = Acting(algorithm, whole, ALL)
         contestants[f"one_by_one_{size}"] = Acting(algorithm, whole, EACH)
         contestants[f"hugging_face_{size}"] = Acting(algorithm, hugging_face(device, size), EACH)
+        for kind in ("remembering", "rereading"):
+            algorithm = policy("decision_transformer", device, size, forget_steps=STEPS // 2)
+            if kind == "rereading":
+                algorithm.network = Whole(algorithm.network)
+            contestants[f"{kind}_{size}"] = Acting(algorithm, whole, ALL)
     alike = [(f"together_{size}", f"one_by_one_{size}") for size in SIZES]
+    alike += [(f"remembering_{size}", f"rereading_{size}") for size in SIZES]
     other = [(f"together_{size}", f"hugging_face_{size}") for size in SIZES]
+    other += [(f"remembering_{size}", f"together_{size}") for size in SIZES]
     return compare(contestants, alike, repeats, seconds, other)
 
 

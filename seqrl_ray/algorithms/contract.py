@@ -9,7 +9,7 @@ Dims: S slots, U updates in one call, B batch, A actions, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,6 @@ TensorBatch = TransitionTensors[Tensor] | WindowTensors[Tensor]
 class Algorithm(Protocol):
     """Acts for a batch of slots and learns from batches."""
 
-    pull: Literal["fragment", "episode"]
-    """When an actor takes new weights: at any fragment boundary, or only where a slot's episode begins."""
     learns: bool
     """False for a rule that has nothing to learn: then no learner and no replay are needed."""
 

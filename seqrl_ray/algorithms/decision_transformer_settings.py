@@ -17,6 +17,7 @@ class DecisionTransformerSettings(Settings):
     heads: int = key(1, "attention heads; units is a multiple", ge=1)
     activation: Literal["relu", "gelu"] = key("relu", "of the blocks' MLPs")
     window_steps: int = key(20, "K: decisions the policy sees", unit="steps", ge=1, le=2_000)
+    forget_steps: int = key(1, "oldest decisions that a full context loses at once", unit="steps", ge=1)
     positions: Literal["timestep", "window", "none"] = key(
         "timestep", "what a token knows of its time: decision of the episode, place in the window, nothing"
     )
@@ -48,10 +49,15 @@ class DecisionTransformerSettings(Settings):
     max_grad_norm: float = key(0.25, "longer gradients are scaled down to this norm; 0 = never", ge=0.0)
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> DecisionTransformerSettings:
+    def _consistent(self) -> DecisionTransformerSettings:
         if self.units % self.heads:
             raise ValueError(
                 f"heads={self.heads} does not divide units={self.units}: heads would differ in width. "
                 "Change one of them."
+            )
+        if self.forget_steps > self.window_steps:
+            raise ValueError(
+                f"forget_steps={self.forget_steps} exceeds window_steps={self.window_steps}: a context has "
+                "no more to lose. Lower it."
             )
         return self

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import itemgetter
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -126,7 +126,6 @@ class Optimiser:
 class FlatLearner(Generic[SettingsT]):
     """Base of the gradient algorithms: a subclass adds the batch it wants, how it acts, and its loss."""
 
-    pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
     learns: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
     """False where `steps` cannot be one graph that gives what the eager path gives."""

@@ -18,6 +18,7 @@ class OnlineDtSettings(Settings):
     activation: Literal["relu", "gelu"] = key("relu", "of the blocks' MLPs")
     window_steps: int = key(20, "K: decisions the policy is trained on", unit="steps", ge=1, le=2_000)
     acting_steps: int = key(5, "decisions it sees when it acts, at most K", unit="steps", ge=1, le=2_000)
+    forget_steps: int = key(1, "oldest decisions that a full context loses at once", unit="steps", ge=1)
     positions: Literal["timestep", "window", "none"] = key(
         "none", "what a token knows of its time: decision of the episode, place in the window, nothing"
     )
@@ -48,9 +49,7 @@ class OnlineDtSettings(Settings):
 
     initial_temperature: float = key(0.1, "lambda at the start: weight of the entropy", gt=0.0)
     temperature_rate: float = key(1e-4, "Adam step size of log lambda", gt=0.0, le=1.0)
-    target_entropy_per_dim: float = key(
-        -1.0, "entropy that lambda holds, in nats: per action dimension, or in all for discrete actions"
-    )
+    target_entropy_per_dim: float = key(-1.0, "entropy to hold, in nats: per dimension; discrete: in all")
 
     learning_rate: float = key(1e-4, "LAMB step size after the warm-up", gt=0.0, le=1.0, mutable=True)
     warmup_updates: int = key(10_000, "the rate grows linearly over these, offline and online together", ge=0)
@@ -62,19 +61,17 @@ class OnlineDtSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> OnlineDtSettings:
-        if self.units % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide units={self.units}: heads would differ in width. "
-                "Change one of them."
-            )
-        if self.acting_steps > self.window_steps:
-            raise ValueError(
-                f"acting_steps={self.acting_steps} exceeds window_steps={self.window_steps}: no window of "
-                "that length was ever trained on. Lower it."
-            )
-        if self.log_std_min >= self.log_std_max:
-            raise ValueError(
-                f"log_std_min={self.log_std_min} is not below log_std_max={self.log_std_max}: there is no "
-                "deviation to choose. Change one of them."
-            )
+        wrong = {
+            f"heads={self.heads} does not divide units={self.units}: heads would differ in width": (
+                self.units % self.heads
+            ),
+            f"acting_steps={self.acting_steps} exceeds window_steps={self.window_steps}: no window of that "
+            "length was ever trained on": self.acting_steps > self.window_steps,
+            f"forget_steps={self.forget_steps} exceeds acting_steps={self.acting_steps}: a context has no "
+            "more to lose": self.forget_steps > self.acting_steps,
+            f"log_std_min={self.log_std_min} is not below log_std_max={self.log_std_max}: there is no "
+            "deviation to choose": self.log_std_min >= self.log_std_max,
+        }
+        if found := [why for why, is_so in wrong.items() if is_so]:
+            raise ValueError(f"{found[0]}. Change one of them.")
         return self

@@ -7,7 +7,7 @@ Dims: S slots, A actions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from seqrl_ray.types import (
 class Random:
     """Draws uniformly: legal indices of a discrete set, or points of a box."""
 
-    pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
     learns: ClassVar[bool] = False
     updates = 0
 

@@ -3,8 +3,8 @@
 `Imitator` holds what is known of the data (`facts`: statistics of observations, range of returns), learned
 state that travels with the weights and that neither optimiser nor target touches, and says what becomes of
 action scores. `SequenceLearner` adds contexts: per slot the return still wanted, observation, action and
-number of each of the last K decisions. A context grows by one row per decision, is never rebuilt, and runs
-through the network at the length it has, all slots in one call.
+number of each of the last K decisions. A context grows by one row per decision, is never rebuilt, and is read
+at the length it has, all slots in one call; a network with `newest` reads only what is new of it.
 Source: Chen et al. (2021), arXiv:2106.01345, its Gym evaluation loop. Departs from it: contexts are not
 padded to K; a discounted return (gamma < 1) is carried on as (R - r) / gamma.
 Dims: S slots, B batch, K window steps, A actions or action dimensions, D features, P parameters.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Context(NamedTuple):
     action: Array  # [S, K, ...]
     timestep: IntArray  # [S, K]
     used: IntArray  # [S], in [0, K]
+    row: IntArray  # [S] where the network keeps what it read of it, and
+    stamp: IntArray  # [S] by what it knows it: see `networks.recall`
 
 
 class Imitator(FlatLearner[SettingsT]):
@@ -151,8 +153,6 @@ class Imitator(FlatLearner[SettingsT]):
 class SequenceLearner(Imitator[SettingsT]):
     """Base of the return-conditioned transformers; `settings` has the keys of `decision_transformer`."""
 
-    pull: ClassVar[Literal["fragment", "episode"]] = "episode"
-
     def sample_spec(self) -> SampleSpec:
         """Return what replay must hand to `update`."""
         keys = self.keys
@@ -171,11 +171,11 @@ class SequenceLearner(Imitator[SettingsT]):
             np.zeros((*rows, *obs.shape), obs.dtype),
             np.zeros((*rows, *action.shape), action.dtype),
             np.zeros(rows, np.int64),
-            np.zeros(slots, np.int64),
+            *np.zeros((3, slots), np.int64),
         )
 
     def extend(self, state: Context, inputs: ActInput) -> Context:
-        """Return contexts with the decision at hand appended; a full one loses its oldest step."""
+        """Return contexts with the decision at hand appended; a full one loses its oldest steps."""
         state, first = Context(*state), inputs.is_first  # a checkpoint's is a plain tuple; [S]
         slots, steps = state.wanted.shape
         every = np.arange(slots)
@@ -189,21 +189,25 @@ class SequenceLearner(Imitator[SettingsT]):
         columns: list[Array] = [c.copy() for c in state[:4]]
         going = ~first & (state.used > 0)  # [S]
         columns[2][every[going], last[going]] = inputs.prev_action[going]
-        full = going & (state.used == steps)  # [S]
-        place = np.where(going, state.used - full, 0)  # [S]
+        full, lost = going & (state.used == steps), getattr(self.keys, "forget_steps", 1)  # [S]
+        place = np.where(going, state.used - lost * full, 0)  # [S]
         if full.any():
             for column in columns:
-                column[full, :-1] = column[full, 1:]
+                column[full, : steps - lost] = column[full, lost:]
         for column, new in zip(columns[:2] + columns[3:], (wanted, inputs.obs, number), strict=True):
             column[every, place] = new
         columns[2][every, place] = 0  # what is being decided
-        return Context(columns[0], columns[1], columns[2], columns[3], place + 1)
+        stamp = np.where(going & ~full, state.stamp, -abs(state.stamp))  # [S]
+        return Context(columns[0], columns[1], columns[2], columns[3], place + 1, state.row.copy(), stamp)
 
     def ask(self, state: Context, network: Forward, *rest: Any) -> Any:
         """Return what the network says at every slot's newest step, [S, 1, ...]."""
         longest = int(state.used.max())
         columns = [np.ascontiguousarray(column[:, :longest]) for column in state[:4]]  # [S, k, ...]
         at = torch.from_numpy(state.used[:, None] - 1).to(self.device)  # [S, 1]
+        if hasattr(network, "newest"):
+            written = self.state.online._version  # how often: other weights remember nothing
+            network, rest = network.newest, ((state.row, state.stamp, state.wanted.shape[1], written),)
         return self.read(network, *(torch.from_numpy(c).to(self.device) for c in columns), at, *rest)
 
     def read(

@@ -351,6 +351,8 @@ class Rollout:
         episodes = self.env.open_episodes()
         if episodes is None:
             return None
+        for a in self.acting.values():
+            a.state = _rested(a.state)
         groups = {
             policy_id: {
                 "frames": a.stack.frames.copy(),
@@ -389,3 +391,10 @@ class Rollout:
             acting.prev_reward = saved["prev_reward"].copy()
             acting.recorder.next_offset = saved["next_offset"].copy()
         self.rng.bit_generator.state = state["rng"]
+
+
+def _rested(state: Any) -> Any:
+    """Return an acting state without its claim on what a network remembers of it (`networks.recall`): whoever
+    resumes has no such memory, and reading anew rounds differently, so whoever goes on reads anew too.
+    """
+    return state._replace(stamp=np.zeros_like(state.stamp)) if hasattr(state, "stamp") else state

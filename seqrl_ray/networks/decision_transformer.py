@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrl_ray.networks.encoders import ImageEncoder, encoder
+from seqrl_ray.networks.recall import Recall, consecutive
 from seqrl_ray.networks.transformer import (
     Activation,
     CausalTransformer,
@@ -29,7 +30,7 @@ from seqrl_ray.networks.transformer import (
     dropout_from,
     gpt2_init,
 )
-from seqrl_ray.types import GroupSpec
+from seqrl_ray.types import GroupSpec, IntArray
 
 Positions = Literal["timestep", "window", "none"]
 
@@ -87,6 +88,8 @@ class DecisionTransformerNet(nn.Module):
         gpt2_init(self.body)
         self.head = nn.Linear(units, outputs)
         self.return_head = nn.Linear(units, return_bins) if return_bins else None
+        self.outputs = outputs + return_bins
+        self._recall: Recall | None = None
 
     def forward(
         self,
@@ -109,7 +112,100 @@ class DecisionTransformerNet(nn.Module):
             at: [B, Q] int64 steps to answer for instead of all; returns [B, Q, A].
             dropout: (share, seed) for embeddings, attention and branches; None = none.
         """
-        steps = wanted.shape[1]
+        tokens = self._embed(wanted, obs, action, timestep)  # [B, K, 3, E]
+        x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
+        drop = dropout_from(dropout, x.device)
+        x = drop(x)  # [B, T, E]
+        asked = torch.arange(wanted.shape[1], device=x.device) if at is None else at  # [K] or [B, Q]
+        if self.return_head is None:
+            return self.head(self.body(x, 3 * asked + 1, drop))  # type: ignore[no-any-return]  # [B, Q, A]
+        both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2K] or [B, 2Q]
+        token = torch.arange(x.shape[1], device=x.device)  # [T]
+        found = self.body(x, both, drop, self._hears(token, x.shape[1]))  # [B, 2Q, E]
+        return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
+
+    def newest(
+        self,
+        wanted: Tensor,
+        obs: Tensor,
+        action: Tensor,
+        timestep: Tensor,
+        at: Tensor,
+        past: tuple[IntArray, IntArray, int, int],
+    ) -> Tensor:
+        """Return what `forward` says at the newest steps, [B, 1, A] or [B, 1, A + N], and reads only what it
+        has not read before.
+
+        Args:
+            wanted: [B, K], as for `forward`.
+            obs: [B, K, *policy_obs].
+            action: [B, K, ...].
+            timestep: [B, K].
+            at: [B, 1] int64 newest steps.
+            past: (row [B], stamp [B], steps of a full context, number of the weights): where contexts were
+                read before, see `Recall`; row and stamp are renewed in place.
+        """
+        full, weights = past[2:]
+        row, stamp = torch.from_numpy(past[0]), torch.from_numpy(past[1])  # [B] each, the same memory
+        columns, used = (wanted, obs, action, timestep, at), at[:, 0].cpu() + 1  # [B]
+        if full == used.min() and stamp.max() <= 0:  # the next decision will cut them: not worth keeping
+            return self(*columns)  # type: ignore[no-any-return]
+        if self._recall is None:
+            units = self.head.in_features
+            self._recall = Recall(len(self.body.blocks), 3 * full, units, wanted.device)
+        recall = self._recall
+        recall.weights_are(weights)
+        known = recall.known(row, stamp, used)  # [B]
+        lost = ~known & (used == full)  # [B]
+        answer = wanted.new_empty(len(used), 1, self.outputs)  # [B, 1, A (+ N)]
+        for chosen, held in ((known, True), (~known & ~lost, False), (lost, None)):
+            if not chosen.any():
+                continue
+            own = slice(None) if chosen.all() else chosen.nonzero()[:, 0].to(at.device)
+            some = tuple(column[own] for column in columns)
+            if held is None:
+                answer[own], stamp[chosen] = self(*some), 0
+                continue
+            rows = recall.rows(row[chosen], stamp[chosen])
+            answer[own] = self._read(recall, consecutive(rows), held, *some)
+            row[chosen], stamp[chosen] = rows, recall.wrote(rows, used[chosen])
+        return answer
+
+    def _read(
+        self,
+        recall: Recall,
+        rows: slice | Tensor,
+        held: bool,
+        wanted: Tensor,
+        obs: Tensor,
+        action: Tensor,
+        timestep: Tensor,
+        at: Tensor,
+    ) -> Tensor:
+        """Return [B, 1, A (+ N)] at the newest steps of windows; where they are `held`, `rows` have all that
+        stands before the last action already, else nothing.
+        """
+        batch, newest = torch.arange(len(at), device=at.device)[:, None], 3 * at  # [B, 1], [B, 1]
+        if held:  # the action of the step before, and the newest step's two tokens
+            place = at + torch.arange(-1, 1, device=at.device)  # [B, 2]
+            wanted, obs, action, timestep = (c[batch, place] for c in (wanted, obs, action, timestep))
+            x = self._embed(wanted, obs, action, timestep, place).flatten(1, 2)[:, 2:5]  # [B, 3, E]
+            token = newest + torch.arange(-1, 2, device=at.device)  # [B, 3]
+            asked = at.new_tensor([1, 2]).expand(len(at), -1)  # [B, 2]
+        else:
+            x = self._embed(wanted, obs, action, timestep).flatten(1, 2)[:, :-1]  # [B, T, E]
+            token = torch.arange(x.shape[1], device=at.device).expand(len(at), -1)  # [B, T]
+            asked = newest + at.new_tensor([0, 1])  # [B, 2]
+        hears = self._hears(token, int(newest.max()) + 2)  # [B, 3 or T, t]
+        found = self.body.go_on(x, recall.kept, rows, token, hears)[batch, asked]  # [B, 2, E]
+        if self.return_head is None:
+            return self.head(found[:, 1:])  # type: ignore[no-any-return]
+        return torch.cat([self.head(found[:, 1:]), self.return_head(found[:, :1])], -1)
+
+    def _embed(
+        self, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, place: Tensor | None = None
+    ) -> Tensor:
+        """Return the tokens of steps, [B, K, 3, E]; `place` [B, K] in the window, None = from 0."""
         taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
         asks, sees = self.embed_return(wanted[..., None]), self.embed_obs(obs)  # [B, K, E] each
         first, second = (asks, sees) if self.return_head is None else (sees, asks)
@@ -118,18 +214,17 @@ class DecisionTransformerNet(nn.Module):
             last = self.embed_position.num_embeddings - 1
             tokens = tokens + self.embed_position(timestep.clamp(max=last))[:, :, None]  # [B, K, 3, E]
         elif self.positions == "window":
-            tokens = tokens + self.embed_position.weight[:steps, None]  # [B, K, 3, E]
-        x = tokens.flatten(1, 2)[:, :-1]  # [B, T, E]
-        drop = dropout_from(dropout, x.device)
-        x = drop(self.embed_norm(x))  # [B, T, E]
-        asked = torch.arange(steps, device=x.device) if at is None else at  # [K] or [B, Q]
-        if self.return_head is None:
-            return self.head(self.body(x, 3 * asked + 1, drop))  # type: ignore[no-any-return]  # [B, Q, A]
-        both = torch.stack([3 * asked, 3 * asked + 1], -1).flatten(-2)  # [2K] or [B, 2Q]
-        token = torch.arange(x.shape[1], device=x.device)  # [T]
-        hears = (token % 3 != 1) & (token <= token[:, None])  # [T, T] every return is hidden from the rest
-        found = self.body(x, both, drop, hears)  # [B, 2Q, E]
-        return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
+            table = self.embed_position.weight
+            tokens = tokens + (table[: wanted.shape[1]] if place is None else table[place])[..., None, :]
+        return self.embed_norm(tokens)  # type: ignore[no-any-return]
+
+    def _hears(self, token: Tensor, count: int) -> Tensor:
+        """Return whom of the first `count` tokens those at the places `token` [..., Q] hear, [..., Q, count]:
+        those before and themselves, but no return where returns are generated.
+        """
+        other = torch.arange(count, device=token.device)  # [count]
+        hears = other <= token[..., None]  # [..., Q, count]
+        return hears if self.return_head is None else hears & (other % 3 != 1)
 
 
 def decision_transformer_net(settings: Any, group: GroupSpec) -> DecisionTransformerNet:

@@ -46,6 +46,10 @@ class OnlineNet(nn.Module):
             return self.log_temperature
         return self.policy(*inputs)  # type: ignore[no-any-return]
 
+    def newest(self, *inputs: Any) -> Tensor:
+        """Return what `forward` says at the newest steps, see `DecisionTransformerNet.newest`."""
+        return self.policy.newest(*inputs)
+
     def gaussian(self, raw: Tensor) -> TanhGaussian:
         """Return the distribution that an answer [..., 2 A] stands for."""
         mean, log_std = raw.chunk(2, -1)  # [..., A] each

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +100,35 @@ class Block(nn.Module):
             hears: [T, T] or [B, T, T] bool, whether a token (row) hears another (column), at least one in
                 each row; None = itself and those before it.
         """
+        heard = self._attend(self.norm1(x) if self.norm == "pre" else x, at, dropout, hears)  # [B, Q, E]
+        return self._add(x if at is None else take_tokens(x, at), heard, dropout)
+
+    def go_on(
+        self, x: Tensor, kept: Tensor, rows: slice | Tensor, row: Tensor, place: Tensor, hears: Tensor
+    ) -> Tensor:
+        """Map further tokens [B, N, E] to [B, N, E]: they hear what was read before, which is not read again.
+
+        Args:
+            x: float32.
+            kept: [R, 2, T, E] keys and values; those of the further tokens are written there.
+            rows: those of the B sequences.
+            row: [B, 1] the same as numbers.
+            place: [B, N] int64 of the further tokens among the T.
+            hears: [B, 1, N, t] bool, whom of the first t tokens a further one hears, itself among them.
+        """
+        batch, _, units = x.shape
+        query, told = self.qkv(self.norm1(x) if self.norm == "pre" else x).split((units, 2 * units), -1)
+        kept[row, :, place] = told.unflatten(2, (2, units))  # [B, N, 2, E]
+        shape = (batch, -1, self.heads, units // self.heads)
+        key, value = kept[rows, :, : hears.shape[3]].unbind(1)  # [B, t, E] each
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in (query, key, value))
+        heard = functional.scaled_dot_product_attention(query, key, value, attn_mask=hears)  # [B, H, N, E/H]
+        return self._add(x, self.out(heard.transpose(1, 2).reshape(x.shape)), keep_all)
+
+    def _add(self, x: Tensor, heard: Tensor, dropout: Dropout) -> Tensor:
+        """Return the sums of tokens [B, Q, E] with what they heard and with the MLP's word on that."""
         pre = self.norm == "pre"
-        heard = self._attend(self.norm1(x) if pre else x, at, dropout, hears)  # [B, Q, E]
-        kept = x if at is None else take_tokens(x, at)  # [B, Q, E]
-        x = kept + dropout(heard)  # [B, Q, E]
+        x = x + dropout(heard)  # [B, Q, E]
         if not pre:
             x = self.norm1(x)
         branch = self.down(self.activation(self.up(self.norm2(x) if pre else x)))  # [B, Q, E]
@@ -162,6 +187,21 @@ class CausalTransformer(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, None, dropout, hears)
         return self.final(self.blocks[-1](x, at, dropout, hears))  # type: ignore[no-any-return]
+
+    def go_on(self, x: Tensor, kept: Tensor, rows: slice | Tensor, place: Tensor, hears: Tensor) -> Tensor:
+        """Map further tokens [B, N, E] to their states.
+
+        Args:
+            x: float32.
+            kept: [L, R, 2, T, E], of all blocks.
+            rows: as for `Block.go_on`.
+            place: [B, N].
+            hears: [B, N, t].
+        """
+        row = torch.arange(kept.shape[1], device=x.device)[rows][:, None]  # [B, 1]
+        for block, own in zip(self.blocks, kept, strict=True):
+            x = cast(Block, block).go_on(x, own, rows, row, place, hears[:, None])
+        return self.final(x)  # type: ignore[no-any-return]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: Dropout) -> Tensor:

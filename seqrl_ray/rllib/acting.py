@@ -11,7 +11,7 @@ Dims: S slots, A actions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ END_OF_SCHEDULES = 10**12
 class RllibPolicy:
     """One policy's network of RLlib's; see `seqrl_ray.algorithms.contract.Algorithm`."""
 
-    pull: ClassVar[Literal["fragment", "episode"]] = "fragment"
     learns: ClassVar[bool] = True
     updates = 0
 
