@@ -36,7 +36,7 @@ from seqrl_ray.runtime.policy_server import PolicyServer
 from seqrl_ray.runtime.supervisor import threads_env
 from seqrl_ray.runtime.weight_board import WeightBoard
 from seqrl_ray.runtime.wire import unpack
-from seqrl_ray.types import Weights
+from seqrl_ray.types_env import Weights
 
 SECTIONS = {
     "mlp": ("classic/cartpole", ("actors.envs_per_actor=8",)),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from seqrl_ray.loops.preflight import Plan
     from seqrl_ray.loops.remote import Remote
     from seqrl_ray.serving.launch import Served
-    from seqrl_ray.types import Weights
+    from seqrl_ray.types_env import Weights
 
 
 @dataclass(frozen=True)

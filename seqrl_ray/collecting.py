@@ -22,7 +22,8 @@ from seqrl_ray.loops.preflight import Plan, preflight
 from seqrl_ray.loops.run_folder import open_run
 from seqrl_ray.loops.source import FragmentSource, LocalSource
 from seqrl_ray.recipe import Recipe, dump
-from seqrl_ray.types import GroupSpec, Mode, Weights
+from seqrl_ray.types import GroupSpec, Mode
+from seqrl_ray.types_env import Weights
 
 SHOW_EVERY_S = 2.0
 

@@ -1,9 +1,9 @@
 """The nouns of seqrl-ray: what crosses the doors between rooms, as frozen dataclasses of numpy arrays.
 
 One direction, four messages: an environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of
-rows of many streams), a replay shard makes a `Transitions` or `Windows` batch, a learner makes `Weights`. The
-first two are in `types_env.py`, because no algorithm sees them. This file imports numpy only: every process
-loads it.
+rows of many streams), a replay shard makes a `Transitions` or `Windows` batch, a learner makes `Weights`. All
+but the batches are in `types_env.py`, because no algorithm sees them. This file imports numpy only: every
+process loads it.
 
 Dims: S slots of one policy group, R stored rows, U updates in one draw, B batch, K window steps, A actions,
 N agents, D features. A *row* is one agent decision, or the final observation after the last decision of a
@@ -259,26 +259,7 @@ class WindowTensors(Generic[T]):
     extra: Mapping[str, T] = field(default_factory=dict)
 
 
-# ---------------------------------------------------------------------------------------- learner -> everyone
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A policy's parameters as one flat vector, and the version that names them."""
-
-    policy_id: str
-    epoch: int
-    """Lineage: raised by a learner restart or an exploit; work of an older lineage is dropped."""
-    counter: int
-    """Updates done in all when these weights were published."""
-    flat: NDArray[np.float32]  # [P]
-    progress: float = 0.0
-    """Share of the run's budget that is spent, in [0, 1]; schedules of acting (epsilon) follow it."""
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """(epoch, counter)."""
-        return (self.epoch, self.counter)
+# ------------------------------------------------------------------------------ what an algorithm hands back
 
 
 @dataclass(frozen=True)

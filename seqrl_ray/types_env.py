@@ -1,7 +1,7 @@
-"""The nouns on the way from an environment to a store: what algorithms and networks never see.
+"""The nouns on the way from an environment to a store, and back: what algorithms and networks never see.
 
-An environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of rows of many streams). The other
-nouns, and the letters of the dimensions, are in `types.py`.
+An environment makes a `Step`, a rollout makes a `Trajectory` (a fragment of rows of many streams), a learner
+makes `Weights`. The other nouns, and the letters of the dimensions, are in `types.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqrl_ray.types import Array, BoolArray, FloatArray, GroupSpec, IntArray
 
@@ -148,3 +149,22 @@ class Fragment:
     trajectories: tuple[Trajectory, ...]
     episodes: tuple[EpisodeEnd, ...]
     env_steps: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A policy's parameters as one flat vector, and the version that names them."""
+
+    policy_id: str
+    epoch: int
+    """Lineage: raised by a learner restart or an exploit; work of an older lineage is dropped."""
+    counter: int
+    """Updates done in all when these weights were published."""
+    flat: NDArray[np.float32]  # [P]
+    progress: float = 0.0
+    """Share of the run's budget that is spent, in [0, 1]; schedules of acting (epsilon) follow it."""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(epoch, counter)."""
+        return (self.epoch, self.counter)

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"types_env", "algorithms", "loops", "runtime", "rllib", "numpy", "torch", "pydantic", "ray"},
     # a run's policy over HTTP; all but two files of it without Ray
     "serving": RECIPE
-    | {"envs", "algorithms", "loops", "runtime", "numpy", "torch", "ray", "starlette"},
+    | {"types_env", "envs", "algorithms", "loops", "runtime", "numpy", "torch", "ray", "starlette"},
     "cluster": {"errors", "settings", "pydantic", "yaml", "jsonschema", "click", "ray"},
     "testing": {"ray"},
     "top": RECIPE

@@ -125,3 +125,10 @@ class Algorithm(Protocol):
     def updates(self) -> int:
         """Updates done in all."""
         ...
+
+
+def rested(state: Any) -> Any:
+    """Return an acting state without its claim on what a network remembers of it (`networks.recall`): whoever
+    resumes has no such memory, and reading anew rounds differently, so whoever goes on reads anew too.
+    """
+    return state._replace(stamp=np.zeros_like(state.stamp)) if hasattr(state, "stamp") else state

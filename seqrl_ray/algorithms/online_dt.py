@@ -46,7 +46,8 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         dims = 1 if group.action.kind == "discrete" else group.action.column.size
         self._raw = self.scores if group.action.kind == "discrete" else 2 * self.scores
         self._target_entropy = settings.target_entropy_per_dim * dims
-        self._temperature = slice(*next(places for name, places in self._places() if name == TEMPERATURE))
+        place = int(self._split(torch.arange(len(self.state.online)))[TEMPERATURE])
+        self._temperature = slice(place, place + 1)
 
     def slot_params(self, progress: float, rank: Array, total: int) -> dict[str, Array]:
         """Return the returns that each slot asks for, when it explores and when it is judged."""
@@ -141,15 +142,14 @@ class OnlineDt(SequenceLearner[OnlineDtSettings]):
         torch._foreach_mul_(steps, list(trust.unbind()))
         step *= rate
         step[place] = keys.temperature_rate * apart
-        return LearnedState(state.online - step, state.target, first, second, state.average), norm
+        online = state.online - step  # [P]
+        average = state.average.lerp(online, scalars[3]) if keys.average_share else online  # [P]
+        return LearnedState(online, state.target, first, second, average), norm
 
     def _scalars(self, count: int, learning_rate: float) -> list[tuple[float, ...]]:
-        """Return (step size, bias correction 1, root of bias correction 2) of the next `count` updates."""
+        """Return rows of (step size, bias correction 1, root of bias correction 2, share of the average)."""
         steps = [self._adam_steps + i for i in range(1, count + 1)]
         rates = [learning_rate * self.optimiser.warmth(self._updates + i) for i in range(1, count + 1)]
-        return [(r, 1.0 - BETA1**t, math.sqrt(1.0 - BETA2**t)) for r, t in zip(rates, steps, strict=True)]
-
-    def _places(self) -> list[tuple[str, tuple[int, int]]]:
-        """Return where each parameter stands in the flat vector."""
-        ends = np.cumsum([numel for _, _, numel in self._layout]).tolist()
-        return [(n, (end - numel, end)) for (n, _, numel), end in zip(self._layout, ends, strict=True)]
+        shares = [self.optimiser.average_rate(step) for step in steps]
+        each = zip(rates, steps, shares, strict=True)
+        return [(rate, 1.0 - BETA1**t, math.sqrt(1.0 - BETA2**t), share) for rate, t, share in each]

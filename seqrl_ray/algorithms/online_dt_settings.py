@@ -58,6 +58,7 @@ class OnlineDtSettings(Settings):
     weight_decay: float = key(5e-4, "added to LAMB's step, of every parameter", ge=0.0, lt=1.0)
     adam_eps: float = key(1e-8, "LAMB's epsilon", gt=0.0, le=1.0)
     max_grad_norm: float = key(0.25, "longer gradients are scaled down to this norm; 0 = never", ge=0.0)
+    average_share: float = key(0.0, "mean age of the weights judged, as share of the updates", ge=0, le=0.5)
 
     @model_validator(mode="after")
     def _consistent(self) -> OnlineDtSettings:

@@ -127,7 +127,14 @@ class Imitator(FlatLearner[SettingsT]):
 
     def weights(self) -> NDArray[np.float32]:
         """Return a copy of the parameters and of the facts, flat [P + ...]."""
-        return np.concatenate([super().weights(), *(fact.ravel() for fact in self.facts.values())])
+        return self._and_facts(super().weights())
+
+    def judged_weights(self) -> NDArray[np.float32]:
+        """Return the parameters to judge and keep, and the facts, flat [P + ...]."""
+        return self._and_facts(super().judged_weights())
+
+    def _and_facts(self, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([flat, *(fact.ravel() for fact in self.facts.values())])
 
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these from now on. Raises: CheckpointError: another size."""

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from seqrl_ray.algorithms.contract import Algorithm
-from seqrl_ray.types import ActInput, Array, Weights
+from seqrl_ray.types import ActInput, Array
+from seqrl_ray.types_env import Weights
 
 
 @dataclass(frozen=True)

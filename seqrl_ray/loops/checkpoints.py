@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from seqrl_ray.errors import CheckpointError, RecipeError
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import Array, Weights
+from seqrl_ray.types import Array
+from seqrl_ray.types_env import Weights
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -22,8 +22,8 @@ from seqrl_ray.loops.build import algorithms, held_out_seeds
 from seqrl_ray.loops.evaluate import AT_TARGET, POLICY, PRETRAINED, evaluate
 from seqrl_ray.recipe import Recipe, policy_algorithm
 from seqrl_ray.settings import mutable_keys
-from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from seqrl_ray.loops.compiling import Compiling
 from seqrl_ray.loops.feed import feed
 from seqrl_ray.loops.parts import Part, check_sharing, with_own_draws
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import Batch, GroupSpec, Weights
+from seqrl_ray.types import Batch, GroupSpec
+from seqrl_ray.types_env import Weights
 
 
 class Learner:

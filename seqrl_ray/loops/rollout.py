@@ -15,10 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from seqrl_ray.algorithms.contract import Algorithm
+from seqrl_ray.algorithms.contract import Algorithm, rested
 from seqrl_ray.errors import EnvError
-from seqrl_ray.types import ActInput, Array, BoolArray, ColumnSpec, GroupSpec, IntArray, Mode, Weights
-from seqrl_ray.types_env import EpisodeEnd, Fragment, OpenEpisode, Step, Trajectory, VectorEnv, VectorStep
+from seqrl_ray.types import ActInput, Array, BoolArray, ColumnSpec, GroupSpec, IntArray, Mode
+from seqrl_ray.types_env import (
+    EpisodeEnd,
+    Fragment,
+    OpenEpisode,
+    Step,
+    Trajectory,
+    VectorEnv,
+    VectorStep,
+    Weights,
+)
 
 
 class FrameStack:
@@ -345,14 +354,12 @@ class Rollout:
         self.env.close()
 
     def state(self) -> dict[str, Any] | None:
-        """What a later `restore` needs to go on exactly (between two fragments); None if the environment
-        cannot.
-        """
+        """What `restore` needs to go on exactly (between two fragments); None: the environment cannot."""
         episodes = self.env.open_episodes()
         if episodes is None:
             return None
         for a in self.acting.values():
-            a.state = _rested(a.state)
+            a.state = rested(a.state)
         groups = {
             policy_id: {
                 "frames": a.stack.frames.copy(),
@@ -391,10 +398,3 @@ class Rollout:
             acting.prev_reward = saved["prev_reward"].copy()
             acting.recorder.next_offset = saved["next_offset"].copy()
         self.rng.bit_generator.state = state["rng"]
-
-
-def _rested(state: Any) -> Any:
-    """Return an acting state without its claim on what a network remembers of it (`networks.recall`): whoever
-    resumes has no such memory, and reading anew rounds differently, so whoever goes on reads anew too.
-    """
-    return state._replace(stamp=np.zeros_like(state.stamp)) if hasattr(state, "stamp") else state

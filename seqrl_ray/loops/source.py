@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from seqrl_ray.loops.rollout import Rollout
-from seqrl_ray.types import Weights
-from seqrl_ray.types_env import Fragment
+from seqrl_ray.types_env import Fragment, Weights
 
 
 class FragmentSource(Protocol):

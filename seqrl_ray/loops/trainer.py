@@ -31,8 +31,8 @@ from seqrl_ray.replay.pacing import Pacing
 from seqrl_ray.replay.restore import restore as restore_shards
 from seqrl_ray.replay.shard import ReplayShard
 from seqrl_ray.replay.snapshot import Snapshot
-from seqrl_ray.types import GroupSpec, SampleSpec, Weights
-from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory
+from seqrl_ray.types import GroupSpec, SampleSpec
+from seqrl_ray.types_env import EpisodeEnd, Fragment, Trajectory, Weights
 
 SLICE_S = 0.05
 """How long actors may stand still because the learner learns."""

@@ -16,8 +16,8 @@ from seqrl_ray.loops.evaluate import PolicyPlayer
 from seqrl_ray.loops.judge import with_weights
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.recipe_traffic import TrafficSettings
-from seqrl_ray.types import Array, Weights
-from seqrl_ray.types_env import OpenEpisode
+from seqrl_ray.types import Array
+from seqrl_ray.types_env import OpenEpisode, Weights
 
 
 def record(recipe: Recipe, weights: Mapping[str, Weights], seed: int) -> OpenEpisode:

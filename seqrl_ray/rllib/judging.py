@@ -15,8 +15,7 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.evaluator import Evaluator, play_jobs
 from seqrl_ray.runtime.session import Death
 from seqrl_ray.runtime.supervisor import Budget, threads_env
-from seqrl_ray.types import Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 
 class Judges:

@@ -42,8 +42,7 @@ from seqrl_ray.rllib.preflight import groups_of, unused_keys
 from seqrl_ray.rllib.state import learner_state, restore_learner
 from seqrl_ray.runtime.session import Death
 from seqrl_ray.runtime.supervisor import Budget
-from seqrl_ray.types import Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 IDLE_S = 0.2
 """Pause after an iteration that got nothing from any runner: they are being started anew."""

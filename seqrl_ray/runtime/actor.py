@@ -24,8 +24,8 @@ from seqrl_ray.runtime.policy_server import ActsThrough
 from seqrl_ray.runtime.turns import Source
 from seqrl_ray.runtime.weight_board import Puller
 from seqrl_ray.runtime.wire import GONE, pack_fragment, unpack
-from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import EpisodeEnd, Fragment
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, Fragment, Weights
 
 WEIGHTS_WAIT_S = 30.0
 """How long an actor waits for its first weights before it has the board looked at."""

@@ -16,8 +16,8 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.launch import place
 from seqrl_ray.runtime.learner import RemoteSource
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import Fragment
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import Fragment, Weights
 
 
 class RayCollection:

@@ -25,8 +25,7 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.learner import ColocatedLearner, LearnerReport
 from seqrl_ray.runtime.session import Death, Placement, RaySession, Say, cause_of, diverged, silent
 from seqrl_ray.runtime.supervisor import threads_env
-from seqrl_ray.types import Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 
 class ColocatedSession(RaySession):

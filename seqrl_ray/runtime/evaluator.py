@@ -13,8 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from seqrl_ray.loops.judge import Job, collect, play_job
 from seqrl_ray.recipe import Recipe
-from seqrl_ray.types import Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 
 class Evaluator:

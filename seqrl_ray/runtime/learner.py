@@ -25,8 +25,8 @@ from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start
 from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import INLINE_BYTES, pack, unpack
-from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import Fragment
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import Fragment, Weights
 
 
 @dataclass(frozen=True)

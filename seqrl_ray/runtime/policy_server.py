@@ -28,7 +28,8 @@ from seqrl_ray.loops.central import Answer, CentralPolicies, Question, Request
 from seqrl_ray.recipe import Recipe
 from seqrl_ray.runtime.weight_board import Pulled
 from seqrl_ray.runtime.wire import GONE, pack, unpack
-from seqrl_ray.types import ActInput, Array, GroupSpec, Weights
+from seqrl_ray.types import ActInput, Array, GroupSpec
+from seqrl_ray.types_env import Weights
 
 EMPTY_S = 0.02
 """How often a board that has no weights yet is asked."""

@@ -34,7 +34,7 @@ from seqrl_ray.runtime.session import Death, Placement, RaySession, Say, cause_o
 from seqrl_ray.runtime.spread import Spread
 from seqrl_ray.runtime.supervisor import START_S, failed_to_start, threads_env
 from seqrl_ray.runtime.wire import GONE
-from seqrl_ray.types import Weights
+from seqrl_ray.types_env import Weights
 
 ACTOR_STRETCH_S = 1.0
 """How long an actor runs between two reports to the supervisor."""

@@ -27,7 +27,8 @@ from seqrl_ray.runtime.remote_replay import RemoteReplay
 from seqrl_ray.runtime.supervisor import START_S
 from seqrl_ray.runtime.weight_board import Publisher
 from seqrl_ray.runtime.wire import GONE
-from seqrl_ray.types import GroupSpec, SampleSpec, Weights
+from seqrl_ray.types import GroupSpec, SampleSpec
+from seqrl_ray.types_env import Weights
 
 
 @dataclass

@@ -30,8 +30,8 @@ from seqrl_ray.runtime.crew import PATIENT_S, Crew
 from seqrl_ray.runtime.evaluator import play_jobs
 from seqrl_ray.runtime.server_care import ServerCare
 from seqrl_ray.runtime.supervisor import Supervisor
-from seqrl_ray.types import GroupSpec, Weights
-from seqrl_ray.types_env import EpisodeEnd
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import EpisodeEnd, Weights
 
 
 @dataclass(frozen=True)

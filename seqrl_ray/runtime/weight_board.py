@@ -21,7 +21,7 @@ import numpy as np
 import ray
 
 from seqrl_ray.runtime.wire import GONE, INLINE_BYTES, pack, unpack
-from seqrl_ray.types import Weights
+from seqrl_ray.types_env import Weights
 
 KEPT = 2
 

@@ -14,7 +14,8 @@ import numpy as np
 from seqrl_ray.algorithms.contract import Algorithm
 from seqrl_ray.serving.inputs import Ask, Shape
 from seqrl_ray.serving.sessions import Session, joined, part
-from seqrl_ray.types import ActInput, Array, Weights
+from seqrl_ray.types import ActInput, Array
+from seqrl_ray.types_env import Weights
 
 TARGET = "target_return"
 """The acting parameter of policies that are told what to aim at."""

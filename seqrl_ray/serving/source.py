@@ -25,7 +25,8 @@ from seqrl_ray.recipe import Recipe, load, policy_algorithm
 from seqrl_ray.serving.inputs import Shape
 from seqrl_ray.serving.policies import TARGET, Policies
 from seqrl_ray.settings import mutable_keys
-from seqrl_ray.types import GroupSpec, Weights
+from seqrl_ray.types import GroupSpec
+from seqrl_ray.types_env import Weights
 
 TRAINER = "trainer"
 """The part of a checkpoint with the learner in it."""

@@ -189,7 +189,7 @@ def test_no_actor_waits_for_weights(ray_here):
     """A board that has stopped answering costs no step: actors go on with the weights they have."""
     from seqrl_ray.loops.build import algorithms
     from seqrl_ray.runtime.weight_board import WeightBoard
-    from seqrl_ray.types import Weights
+    from seqrl_ray.types_env import Weights
 
     recipe = recipe_of(
         "algorithm.hidden=[256, 256]", "learner.publish_every_s=0.05", "replay.min_items=100000"

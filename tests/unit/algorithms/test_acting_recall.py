@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from seqrl_ray.algorithms.contract import rested
 from seqrl_ray.networks import recall
 from seqrl_ray.types import ActInput, GroupSpec
 from tests.contract.algorithm_cases import GROUPS, actions, build, observations
@@ -194,14 +195,12 @@ def test_other_weights_remember_nothing():
 
 
 def test_who_resumes_goes_on_as_who_was_never_stopped_bit_for_bit():
-    from seqrl_ray.loops.rollout import _rested
-
     group = GROUPS["box"]
     one, resumed = (build("decision_transformer", group) for _ in range(2))
     state = one.initial_state(SLOTS)
     for step in range(4):
         _, state = scores(one, state, inputs(group, step))
-    state = _rested(state)
+    state = rested(state)
     loaded = tuple(np.array(column) for column in state)  # as a checkpoint gives it back
     for step in range(4, 8):
         said, state = scores(one, state, inputs(group, step, np.zeros(SLOTS, bool)))

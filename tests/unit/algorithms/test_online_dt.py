@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from seqrl_ray.algorithms import make_algorithm
+from seqrl_ray.algorithms import make_algorithm, settings_class
+from seqrl_ray.algorithms.flat_learner import change, unbind
 from seqrl_ray.algorithms.online_dt import OnlineDt
 from seqrl_ray.algorithms.online_dt_settings import OnlineDtSettings
 from seqrl_ray.loops.feed import feed
-from seqrl_ray.types import Array
+from seqrl_ray.types import Array, DataFacts
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
 from algorithm_cases import GROUPS, act_input, make_batch
@@ -202,3 +203,39 @@ def test_generated_returns_are_asked_for_and_learned(group: str) -> None:
     asked = {mode: algorithm.act(inputs, fresh, mode)[1].wanted[:, 0] for mode in ("greedy", "explore")}
     assert (asked["explore"] >= asked["greedy"]).all() and (asked["explore"] > asked["greedy"]).any()
     assert ((asked["explore"] <= 3.0) & (asked["greedy"] >= -3.0)).all()
+
+
+@pytest.mark.parametrize("name", ["online_dt", "decision_transformer"])
+def test_an_average_of_the_weights_is_judged_and_the_facts_go_with_it(name: str) -> None:
+    keys: dict[str, Any] = {"units": 16, "layers": 1, "heads": 2, "window_steps": 6, "dropout": 0.0}
+    steps = {"acting_steps": 3} if name == "online_dt" else {}
+
+    def made(share: float) -> Any:
+        settings = settings_class(name)(**keys, **steps, average_share=share, warmup_updates=0)
+        algorithm = make_algorithm(name, settings, GROUPS["box"], seed=4)
+        algorithm.prepare(DataFacts(np.full(4, 3.0, np.float32), np.full(4, 2.0, np.float32), -1.0, 7.0))
+        return algorithm
+
+    averaged, plain = made(0.25), made(0.0)
+    batch = feed(make_batch(plain.sample_spec(), GROUPS["box"], seed=3), "cpu")
+    expected = np.zeros_like(plain.state.online.numpy())
+    for update in range(1, 5):  # each of several gradient steps
+        for minibatch in unbind(averaged.drawn(batch), len(batch.weight)):
+            one = change(minibatch, lambda column: column[None])
+            for algorithm in (averaged, plain):
+                algorithm.update(one, {"learning_rate": 0.01})
+            expected += averaged.optimiser.average_rate(plain.updates) * (
+                plain.state.online.numpy() - expected
+            )
+        assert plain.updates == update * len(batch.weight)
+    np.testing.assert_array_equal(averaged.weights(), plain.weights())
+    np.testing.assert_array_equal(plain.judged_weights(), plain.weights())
+    count = len(expected)
+    np.testing.assert_allclose(averaged.judged_weights()[:count], expected, rtol=0.0, atol=1e-6)
+    np.testing.assert_array_equal(averaged.judged_weights()[count:], plain.weights()[count:])
+    assert np.abs(expected - plain.state.online.numpy()).max() > 1e-3
+    judge = made(0.0)
+    judge.load_weights(averaged.judged_weights())
+    again = made(0.25)
+    again.load_learned(averaged.learned())
+    np.testing.assert_array_equal(again.judged_weights(), averaged.judged_weights())

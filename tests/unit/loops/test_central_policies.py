@@ -9,7 +9,8 @@ import pytest
 
 from seqrl_ray.algorithms import make_algorithm, settings_class
 from seqrl_ray.loops.central import CentralPolicies, Question, Request, join, part
-from seqrl_ray.types import ActInput, ActionSpec, ArraySpec, GroupSpec, Slot, Weights
+from seqrl_ray.types import ActInput, ActionSpec, ArraySpec, GroupSpec, Slot
+from seqrl_ray.types_env import Weights
 
 SLOTS, ACTORS, STEPS = 3, 4, 12
 DISCRETE = ActionSpec("discrete", n=2)

@@ -16,8 +16,8 @@ from seqrl_ray.envs.seeds import EpisodeSeeds
 from seqrl_ray.errors import EnvError
 from seqrl_ray.loops.rollout import FrameStack, Rollout
 from seqrl_ray.recipe_env import GymSettings, PettingZooSettings, PolicySettings
-from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot, Weights
-from seqrl_ray.types_env import Step, VectorStep
+from seqrl_ray.types import ActionSpec, ArraySpec, GroupSpec, Slot
+from seqrl_ray.types_env import Step, VectorStep, Weights
 
 SHARED = {"shared": PolicySettings()}
 

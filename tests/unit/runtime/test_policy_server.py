@@ -19,7 +19,7 @@ from seqrl_ray.runtime import launch
 from seqrl_ray.runtime.policy_server import PolicyServer
 from seqrl_ray.runtime.weight_board import NOWHERE, Pulled
 from seqrl_ray.runtime.wire import GONE, pack, unpack
-from seqrl_ray.types import Weights
+from seqrl_ray.types_env import Weights
 
 
 class Board:

@@ -11,7 +11,7 @@ from ray.exceptions import ObjectLostError
 from seqrl_ray.runtime import weight_board
 from seqrl_ray.runtime.weight_board import Publisher, Puller, WeightBoard
 from seqrl_ray.runtime.wire import INLINE_BYTES, unpack
-from seqrl_ray.types import Weights
+from seqrl_ray.types_env import Weights
 
 LARGE = INLINE_BYTES  # floats: four times as many bytes
 

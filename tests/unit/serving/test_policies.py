@@ -13,7 +13,8 @@ from seqrl_ray.algorithms import names
 from seqrl_ray.serving.inputs import Ask, Shape
 from seqrl_ray.serving.policies import Decision, Job, Policies, after
 from seqrl_ray.serving.sessions import Session
-from seqrl_ray.types import ActInput, Array, GroupSpec, Weights
+from seqrl_ray.types import ActInput, Array, GroupSpec
+from seqrl_ray.types_env import Weights
 from tests.contract.algorithm_cases import GROUPS, build, drives, legal_of, observations
 
 CLIENTS, STEPS = 4, 12
