@@ -59,7 +59,9 @@ def policy(name: str, device: str, size: str = "gym", **keys: Any) -> Any:
 
 
 def inputs(step: int, slots: slice) -> ActInput:
-    """Made-up observations of some slots; the first call opens their episodes, which never end."""
+    """Made-up observations of some slots; each call opens one more's episode, and none ends: so no two slots
+    stand at the same decision.
+    """
     rng = np.random.default_rng(step)
     obs, action = rng.normal(size=(SLOTS, OBS)), rng.uniform(-1, 1, (SLOTS, ACTIONS))
     count = len(range(SLOTS)[slots])
@@ -67,7 +69,7 @@ def inputs(step: int, slots: slice) -> ActInput:
         obs=obs.astype(np.float32)[slots],
         prev_action=action.astype(np.float32)[slots],
         prev_reward=np.full(count, 1e-3, np.float32),
-        is_first=np.full(count, step == 0),
+        is_first=np.arange(SLOTS)[slots] == step,
         legal=None,
         slot_params={"target_return": np.ones(count, np.float32)},
         rng=rng,
@@ -170,7 +172,7 @@ class Acting:
         self.algorithm, self.act, self.groups = algorithm, act, groups
         self.states = [algorithm.initial_state(len(range(SLOTS)[group])) for group in groups]
         self.steps = itertools.count()
-        for _ in range(STEPS + 2):
+        for _ in range(SLOTS + STEPS + 2):
             self.step()
 
     def step(self) -> NDArray[Any]:

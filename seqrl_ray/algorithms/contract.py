@@ -128,7 +128,15 @@ class Algorithm(Protocol):
 
 
 def rested(state: Any) -> Any:
-    """Return an acting state without its claim on what a network remembers of it (`networks.recall`): whoever
-    resumes has no such memory, and reading anew rounds differently, so whoever goes on reads anew too.
+    """Return an acting state that no longer goes on from what a network remembers of it (`networks.recall`).
+
+    Reading anew rounds differently, and whoever resumes has no such memory: so every fragment begins anew.
     """
-    return state._replace(stamp=np.zeros_like(state.stamp)) if hasattr(state, "stamp") else state
+    return state._replace(stamp=-abs(state.stamp)) if hasattr(state, "stamp") else state
+
+
+def unclaimed(state: Any) -> Any:
+    """Return an acting state as it goes into a checkpoint: without its place in this process's memory."""
+    if not hasattr(state, "stamp"):
+        return state
+    return state._replace(row=np.zeros_like(state.row), stamp=np.zeros_like(state.stamp))

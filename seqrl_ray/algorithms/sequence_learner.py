@@ -183,8 +183,8 @@ class SequenceLearner(Imitator[SettingsT]):
 
     def extend(self, state: Context, inputs: ActInput) -> Context:
         """Return contexts with the decision at hand appended; a full one loses its oldest steps."""
-        state, first = Context(*state), inputs.is_first  # a checkpoint's is a plain tuple; [S]
-        slots, steps = state.wanted.shape
+        (slots, steps), first = state[0].shape, inputs.is_first  # [S]
+        state = Context(*state, *np.zeros((7 - len(state), slots), np.int64))  # a checkpoint's is a tuple
         every = np.arange(slots)
         last = np.maximum(state.used - 1, 0)  # [S] place of the decision before
         wanted = np.where(
@@ -214,7 +214,8 @@ class SequenceLearner(Imitator[SettingsT]):
         at = torch.from_numpy(state.used[:, None] - 1).to(self.device)  # [S, 1]
         if hasattr(network, "newest"):
             written = self.state.online._version  # how often: other weights remember nothing
-            network, rest = network.newest, ((state.row, state.stamp, state.wanted.shape[1], written),)
+            past = (state.row, state.stamp, state.used, state.wanted.shape[1], written)
+            network, rest = network.newest, (past,)
         return self.read(network, *(torch.from_numpy(c).to(self.device) for c in columns), at, *rest)
 
     def read(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqrl_ray.algorithms.contract import Algorithm, rested
+from seqrl_ray.algorithms.contract import Algorithm, rested, unclaimed
 from seqrl_ray.errors import EnvError
 from seqrl_ray.types import ActInput, Array, BoolArray, ColumnSpec, GroupSpec, IntArray, Mode
 from seqrl_ray.types_env import (
@@ -305,6 +305,8 @@ class Rollout:
         """Make `fragment_steps` vector steps."""
         episodes: list[EpisodeEnd] = []
         env_steps = 0
+        for acting in self.acting.values():
+            acting.state = rested(acting.state)
         for _ in range(self.fragment_steps):
             actions = self._decide()
             after = self.env.step(actions)
@@ -358,12 +360,10 @@ class Rollout:
         episodes = self.env.open_episodes()
         if episodes is None:
             return None
-        for a in self.acting.values():
-            a.state = rested(a.state)
         groups = {
             policy_id: {
                 "frames": a.stack.frames.copy(),
-                "act_state": a.state,
+                "act_state": unclaimed(a.state),
                 "prev_action": a.prev_action.copy(),
                 "prev_reward": a.prev_reward.copy(),
                 "next_offset": a.recorder.next_offset.copy(),

@@ -124,6 +124,7 @@ class DecisionTransformerNet(nn.Module):
         found = self.body(x, both, drop, self._hears(token, x.shape[1]))  # [B, 2Q, E]
         return torch.cat([self.head(found[:, 1::2]), self.return_head(found[:, ::2])], -1)  # [B, Q, A + N]
 
+    @torch.inference_mode()
     def newest(
         self,
         wanted: Tensor,
@@ -131,7 +132,7 @@ class DecisionTransformerNet(nn.Module):
         action: Tensor,
         timestep: Tensor,
         at: Tensor,
-        past: tuple[IntArray, IntArray, int, int],
+        past: tuple[IntArray, IntArray, IntArray, int, int],
     ) -> Tensor:
         """Return what `forward` says at the newest steps, [B, 1, A] or [B, 1, A + N], and reads only what it
         has not read before.
@@ -142,12 +143,11 @@ class DecisionTransformerNet(nn.Module):
             action: [B, K, ...].
             timestep: [B, K].
             at: [B, 1] int64 newest steps.
-            past: (row [B], stamp [B], steps of a full context, number of the weights): where contexts were
-                read before, see `Recall`; row and stamp are renewed in place.
+            past: (row [B], stamp [B], at + 1 [B], steps of a full context, number of the weights): where
+                contexts were read before, see `Recall`; row and stamp are renewed in place.
         """
-        full, weights = past[2:]
-        row, stamp = torch.from_numpy(past[0]), torch.from_numpy(past[1])  # [B] each, the same memory
-        columns, used = (wanted, obs, action, timestep, at), at[:, 0].cpu() + 1  # [B]
+        row, stamp, used = (torch.from_numpy(column) for column in past[:3])  # [B] each, the same memory
+        columns, (full, weights) = (wanted, obs, action, timestep, at), past[3:]
         if full == used.min() and stamp.max() <= 0:  # the next decision will cut them: not worth keeping
             return self(*columns)  # type: ignore[no-any-return]
         if self._recall is None:
@@ -156,19 +156,19 @@ class DecisionTransformerNet(nn.Module):
         recall = self._recall
         recall.weights_are(weights)
         known = recall.known(row, stamp, used)  # [B]
-        lost = ~known & (used == full)  # [B]
+        if (~known & (used == full)).any():  # some must be read whole and not kept: all in one pass
+            stamp.copy_(-stamp.abs())
+            return self(*columns)  # type: ignore[no-any-return]
         answer = wanted.new_empty(len(used), 1, self.outputs)  # [B, 1, A (+ N)]
-        for chosen, held in ((known, True), (~known & ~lost, False), (lost, None)):
+        for chosen, held in ((known, True), (~known, False)):
             if not chosen.any():
                 continue
             own = slice(None) if chosen.all() else chosen.nonzero()[:, 0].to(at.device)
-            some = tuple(column[own] for column in columns)
-            if held is None:
-                answer[own], stamp[chosen] = self(*some), 0
-                continue
-            rows = recall.rows(row[chosen], stamp[chosen])
-            answer[own] = self._read(recall, consecutive(rows), held, *some)
-            row[chosen], stamp[chosen] = rows, recall.wrote(rows, used[chosen])
+            longest = int(used[chosen].max())
+            some = (*(column[own, :longest] for column in columns[:4]), at[own])
+            rows = recall.rows(row[chosen], stamp[chosen], held)
+            answer[own] = self._read(recall, consecutive(rows, at.device), held, longest, *some)
+            row[chosen], stamp[chosen] = rows, recall.wrote(rows, used[chosen], held)
         return answer
 
     def _read(
@@ -176,46 +176,55 @@ class DecisionTransformerNet(nn.Module):
         recall: Recall,
         rows: slice | Tensor,
         held: bool,
+        longest: int,
         wanted: Tensor,
         obs: Tensor,
         action: Tensor,
         timestep: Tensor,
         at: Tensor,
     ) -> Tensor:
-        """Return [B, 1, A (+ N)] at the newest steps of windows; where they are `held`, `rows` have all that
-        stands before the last action already, else nothing.
+        """Return [B, 1, A (+ N)] at the newest steps of windows of `longest` steps at most; where they are
+        `held`, `rows` have all that stands before the last action already, else nothing.
         """
         batch, newest = torch.arange(len(at), device=at.device)[:, None], 3 * at  # [B, 1], [B, 1]
         if held:  # the action of the step before, and the newest step's two tokens
-            place = at + torch.arange(-1, 1, device=at.device)  # [B, 2]
-            wanted, obs, action, timestep = (c[batch, place] for c in (wanted, obs, action, timestep))
-            x = self._embed(wanted, obs, action, timestep, place).flatten(1, 2)[:, 2:5]  # [B, 3, E]
+            done = self._placed(self._does(action[batch, at - 1]), timestep[batch, at - 1], at - 1)
+            pair = self._placed(self._pair(wanted[batch, at], obs[batch, at]), timestep[batch, at], at)
+            x = torch.cat([done, pair], 2).flatten(1, 2)  # [B, 3, E]
             token = newest + torch.arange(-1, 2, device=at.device)  # [B, 3]
             asked = at.new_tensor([1, 2]).expand(len(at), -1)  # [B, 2]
         else:
             x = self._embed(wanted, obs, action, timestep).flatten(1, 2)[:, :-1]  # [B, T, E]
             token = torch.arange(x.shape[1], device=at.device).expand(len(at), -1)  # [B, T]
             asked = newest + at.new_tensor([0, 1])  # [B, 2]
-        hears = self._hears(token, int(newest.max()) + 2)  # [B, 3 or T, t]
+        hears = self._hears(token, 3 * longest - 1)  # [B, 3 or T, t]
         found = self.body.go_on(x, recall.kept, rows, token, hears)[batch, asked]  # [B, 2, E]
         if self.return_head is None:
             return self.head(found[:, 1:])  # type: ignore[no-any-return]
         return torch.cat([self.head(found[:, 1:]), self.return_head(found[:, :1])], -1)
 
-    def _embed(
-        self, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor, place: Tensor | None = None
-    ) -> Tensor:
-        """Return the tokens of steps, [B, K, 3, E]; `place` [B, K] in the window, None = from 0."""
-        taken = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
+    def _embed(self, wanted: Tensor, obs: Tensor, action: Tensor, timestep: Tensor) -> Tensor:
+        """Return the tokens of a window's steps, [B, K, 3, E]."""
+        tokens = torch.cat([self._pair(wanted, obs), self._does(action)], 2)  # [B, K, 3, E]
+        return self._placed(tokens, timestep, torch.arange(wanted.shape[1], device=wanted.device))
+
+    def _pair(self, wanted: Tensor, obs: Tensor) -> Tensor:
+        """Return the tokens of return and observation, in their order, [B, K, 2, E]."""
         asks, sees = self.embed_return(wanted[..., None]), self.embed_obs(obs)  # [B, K, E] each
-        first, second = (asks, sees) if self.return_head is None else (sees, asks)
-        tokens = torch.stack([first, second, taken], 2)  # [B, K, 3, E]
+        return torch.stack([asks, sees] if self.return_head is None else [sees, asks], 2)
+
+    def _does(self, action: Tensor) -> Tensor:
+        """Return the tokens of actions, [B, K, 1, E]."""
+        embedded: Tensor = self.embed_action(action if self._discrete else action.flatten(2))  # [B, K, E]
+        return embedded[:, :, None]
+
+    def _placed(self, tokens: Tensor, timestep: Tensor, place: Tensor) -> Tensor:
+        """Return tokens [B, K, n, E] of steps at `timestep` [B, K] that stand at `place` [K] or [B, K]."""
         if self.positions == "timestep":
             last = self.embed_position.num_embeddings - 1
-            tokens = tokens + self.embed_position(timestep.clamp(max=last))[:, :, None]  # [B, K, 3, E]
+            tokens = tokens + self.embed_position(timestep.clamp(max=last))[:, :, None]  # [B, K, n, E]
         elif self.positions == "window":
-            table = self.embed_position.weight
-            tokens = tokens + (table[: wanted.shape[1]] if place is None else table[place])[..., None, :]
+            tokens = tokens + self.embed_position(place)[..., None, :]  # [B, K, n, E]
         return self.embed_norm(tokens)  # type: ignore[no-any-return]
 
     def _hears(self, token: Tensor, count: int) -> Tensor:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-IDLE_CALLS = 1_000
+IDLE_CALLS = 10_000
 """A row that no call has touched for so long belongs to whoever needs one."""
+
+NEVER = -(1 << 62)
 
 LARGEST_BYTES = 1 << 30
 """Above this the rows that were idle longest are taken, unless one call needs more."""
@@ -39,9 +41,8 @@ class Recall:
         """Forget everything if the weights are not those that it was read with."""
         if version != self._weights:
             self._weights = version
-            self.kept.zero_()  # nothing that is not finite may stay, not even unheard
             self._stamp, self._before = torch.zeros_like(self._stamp), torch.zeros_like(self._stamp)
-            self._touched = torch.full_like(self._stamp, -IDLE_CALLS - 1)
+            self._touched = torch.full_like(self._stamp, NEVER)
 
     def known(self, row: Tensor, stamp: Tensor, used: Tensor) -> Tensor:
         """[S] bool, whether all but the newest of `used` decisions are held; the newest may have been read
@@ -68,8 +69,10 @@ class Recall:
                 seen.add(int(at[slot]))
         return at.where(mine, 0), mine
 
-    def rows(self, row: Tensor, stamp: Tensor) -> Tensor:
-        """[S] rows to write to: their own where they have one, else others that nobody uses."""
+    def rows(self, row: Tensor, stamp: Tensor, held: bool) -> Tensor:
+        """[S] rows to write to: their own where they have one, else others that nobody uses; unless they are
+        `held`, emptied: nothing that is not finite may stay, not even unheard.
+        """
         found, own = self._own(row, stamp)
         missing = int((~own).sum())
         if missing:
@@ -82,13 +85,17 @@ class Recall:
             self._grow(len(new))
             self._stamp[idle] = self._before[idle] = self._steps[idle] = 0
             found[~own] = torch.cat([idle, new])
+        if not held:
+            self.kept[:, consecutive(found, self.kept.device)] = 0.0
         return found
 
-    def wrote(self, rows: Tensor, used: Tensor) -> int:
-        """Take note that `rows` hold `used` decisions now; returns the stamp that the states are given."""
+    def wrote(self, rows: Tensor, used: Tensor, held: bool) -> int:
+        """Take note that `rows` hold `used` decisions now, and `held` all but the newest before; returns the
+        stamp that the states are given.
+        """
         self._calls += 1
         again = self._steps[rows] == used
-        self._before[rows] = self._before[rows].where(again, self._stamp[rows])
+        self._before[rows] = self._before[rows].where(again, self._stamp[rows]) if held else 0
         self._stamp[rows] = self._touched[rows] = self._calls
         self._steps[rows] = used
         return self._calls
@@ -108,12 +115,14 @@ class Recall:
         self._stamp, self._before, self._steps = (
             torch.cat([old, none]) for old in (self._stamp, self._before, self._steps)
         )
-        self._touched = torch.cat([self._touched, none - IDLE_CALLS - 1])
+        self._touched = torch.cat([self._touched, none + NEVER])
 
 
-def consecutive(rows: Tensor) -> slice | Tensor:
-    """Return rows [S] as a slice, through which torch looks without copying, where they are one."""
+def consecutive(rows: Tensor, device: torch.device) -> slice | Tensor:
+    """Return rows [S] as a slice, through which torch looks without copying, where they are one; else on
+    `device`.
+    """
     first, count = int(rows[0]), len(rows)
     if torch.equal(rows, torch.arange(first, first + count)):
         return slice(first, first + count)
-    return rows
+    return rows.to(device)

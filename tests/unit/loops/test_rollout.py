@@ -171,3 +171,51 @@ def test_frames_before_an_episode_are_zero_and_the_newest_is_last():
     frames = stack.push(step(3, [False, True]))
     assert frames[0, :, 0].tolist() == [1, 2, 3]
     assert frames[1, :, 0].tolist() == [0, 0, 3]
+
+
+def remembering(seed: int = 0) -> Rollout:
+    """A rollout whose policy remembers across decisions; the last bits of its actions show how contexts, which
+    span several fragments, were read.
+    """
+    env = make_env(GymSettings(id="Pendulum-v1"), SHARED, num_envs=3, seeds=EpisodeSeeds(seed))
+    settings = settings_class("decision_transformer")(
+        units=16, layers=2, heads=2, window_steps=16, forget_steps=8, target_return=-200.0
+    )
+    algorithms = {
+        p: make_algorithm("decision_transformer", settings, g, seed=1) for p, g in env.groups.items()
+    }
+    return Rollout(env, algorithms, writer="w", incarnation=1, fragment_steps=5, seed=seed)
+
+
+def test_what_a_policy_remembers_changes_no_bit_of_a_run_that_is_saved_resumed_or_told_the_same_weights():
+    """What actors are told and when they are saved follows the clock: no run may hang on it."""
+    never, saved, told, resumed = (remembering() for _ in range(4))
+    flat = told.acting["shared"].algorithm.weights()
+    for turn in range(8):
+        fragments = [never.fragment(), saved.fragment(), told.fragment()]
+        if turn >= 4:
+            fragments.append(resumed.fragment())
+        columns = [fragment.trajectories[0].columns for fragment in fragments]
+        for name, column in columns[0].items():
+            for other in columns[1:]:
+                np.testing.assert_array_equal(column, other[name])
+        saved.state()
+        if turn % 2:
+            told.load(Weights("shared", 0, turn, flat))
+        if turn == 3:
+            resumed.restore(never.state())
+    states = [r.state()["groups"]["shared"]["act_state"] for r in (never, saved, resumed)]
+    for columns in zip(*states, strict=True):
+        for other in columns[1:]:
+            np.testing.assert_array_equal(columns[0], other)
+
+
+def test_a_rollout_takes_acting_states_of_before_there_was_a_memory():
+    ahead, behind = remembering(), remembering()
+    ahead.fragment()
+    state = ahead.state()
+    state["groups"]["shared"]["act_state"] = tuple(state["groups"]["shared"]["act_state"])[:5]
+    behind.restore(state)
+    one, other = (r.fragment().trajectories[0].columns for r in (ahead, behind))
+    np.testing.assert_array_equal(one["action"], other["action"])
+    np.testing.assert_array_equal(one["obs"], other["obs"])
