@@ -174,8 +174,8 @@ def test_frames_before_an_episode_are_zero_and_the_newest_is_last():
 
 
 def remembering(seed: int = 0) -> Rollout:
-    """A rollout whose policy remembers across decisions; the last bits of its actions show how contexts, which
-    span several fragments, were read.
+    """A rollout whose policy remembers across decisions; the last bits of its actions show how contexts were
+    read, and these span several fragments.
     """
     env = make_env(GymSettings(id="Pendulum-v1"), SHARED, num_envs=3, seeds=EpisodeSeeds(seed))
     settings = settings_class("decision_transformer")(
