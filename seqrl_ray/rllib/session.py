@@ -108,6 +108,7 @@ class RllibSession:
         self.budget = Budget(recipe.actors.max_restarts_per_10_min)
         self.counts = dict.fromkeys(("env_steps", "agent_steps", "updates", "episodes", "iterations"), 0)
         self._taken_up = 0
+        self._kept: dict[str, Weights] = {}  # of the checkpoint made since the last iteration, if any
         saved: Mapping[str, Any] = {}
         if resume is not None:
             checkpoints.verify(resume)
@@ -211,6 +212,7 @@ class RllibSession:
 
     def _iterate(self, until_steps: int) -> None:
         began, before = time.monotonic(), dict(self.counts)
+        self._kept = {}
         if self._pace is not None:
             _set_iteration_s(self.algorithm.config, self._pace.next_s(self._left(until_steps)))
         result = self.algorithm.train()
@@ -321,7 +323,8 @@ class RllibSession:
 
     def save(self, root: Path, trees: Mapping[str, Any], *, wait: bool) -> None:
         """Write a checkpoint of the moment between two iterations; it exists when this returns."""
-        acting = {policy_id: {"acting": weights.flat} for policy_id, weights in self.weights().items()}
+        self._kept = self.weights()
+        acting = {policy_id: {"acting": weights.flat} for policy_id, weights in self._kept.items()}
         own = {
             "trainer": {"counters": dict(self.counts), "learner": {"policies": acting}},
             "rllib": {"taken_up": self._taken_up, "learner": learner_state(self.algorithm)},
@@ -373,8 +376,10 @@ class RllibSession:
     def judge_final(
         self, jobs_of: Callable[[int], list[Job]], on_job: Callable[[Job, int], None]
     ) -> dict[str, list[EpisodeEnd]]:
-        """End RLlib's processes and play the final jobs."""
-        weights = self.weights()
+        """End RLlib's processes and play the final jobs with what was kept: some learners (APPO's) go on
+        between two iterations.
+        """
+        weights = self._kept or self.weights()
         self.close()
         return self._judges.final(jobs_of, on_job, weights)
 
