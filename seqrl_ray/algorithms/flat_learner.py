@@ -348,8 +348,8 @@ class FlatLearner(Generic[SettingsT]):
         return self.state.online.cpu().numpy().copy()
 
     def judged_weights(self) -> NDArray[np.float32]:
-        """Return `weights()`, or their average where one is kept (else the average is the parameters)."""
-        return self.state.average.cpu().numpy().copy()
+        """Return `weights()`, or their average where one is kept."""
+        return self.state.average.cpu().numpy().copy() if self.optimiser.average_share else self.weights()
 
     def load_weights(self, flat: NDArray[np.float32]) -> None:
         """Act with these parameters [P] from now on. Raises: CheckpointError: another size."""

@@ -131,7 +131,8 @@ class Imitator(FlatLearner[SettingsT]):
 
     def judged_weights(self) -> NDArray[np.float32]:
         """Return the parameters to judge and keep, and the facts, flat [P + ...]."""
-        return self._and_facts(super().judged_weights())
+        judged = super().judged_weights()
+        return self._and_facts(judged) if self.optimiser.average_share else judged
 
     def _and_facts(self, flat: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([flat, *(fact.ravel() for fact in self.facts.values())])

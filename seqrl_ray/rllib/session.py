@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -243,7 +244,9 @@ class RllibSession:
                 if isinstance(value, Mapping | list | str) or "lifetime" in name or "throughput" in name:
                     continue
                 number = float(value)
-                if name == "total_loss" and not math.isfinite(number):
+                # NaN is also what RLlib says of an iteration in which no update came to an end (IMPALA, APPO)
+                lost = name == "total_loss" and not math.isfinite(number)
+                if lost and not np.isfinite(self.weights()[policy_id].flat).all():
                     raise DivergedError(
                         f"the loss of policy {policy_id!r} is {number} after {self.counts['updates']:,} "
                         "updates: going on would spread it to every weight. Lower algorithm.config.lr, or "

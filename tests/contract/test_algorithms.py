@@ -163,6 +163,15 @@ def test_weights_go_round_as_a_float32_copy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
+def test_a_policy_can_be_judged_with_what_it_is_judged_with(name: str) -> None:
+    group = group_for(name)
+    algorithm, judge = build(name, group), build(name, group, seed=1)
+    np.testing.assert_array_equal(algorithm.judged_weights(), algorithm.weights())  # no average by default
+    judge.load_weights(algorithm.judged_weights())
+    np.testing.assert_array_equal(judge.weights(), algorithm.weights())
+
+
+@pytest.mark.parametrize("name", names())
 def test_equal_seeds_give_equal_weights_whatever_torch_did_before(name: str) -> None:
     import torch
 
