@@ -81,6 +81,15 @@ def pair(name: str, group: GroupSpec, **keys: Any) -> tuple[Any, Any]:
     return one, other
 
 
+def three_steps_on(group: GroupSpec) -> tuple[Any, Any, Any, Any]:
+    """A pair of algorithms, and the state of each after three decisions."""
+    one, other = pair("decision_transformer", group)
+    states = [algorithm.initial_state(SLOTS) for algorithm in (one, other)]
+    for step in range(3):
+        states = [scores(a, s, inputs(group, step))[1] for a, s in zip((one, other), states, strict=True)]
+    return one, other, *states
+
+
 CASES = [
     (name, group, positions, quantile, forget)
     for name, group in (
@@ -117,11 +126,7 @@ def test_answers_are_those_of_whole_contexts(name, group, positions, quantile, f
 
 def test_two_futures_of_one_past_do_not_mix():
     group = GROUPS["box"]
-    one, other = pair("decision_transformer", group)
-    state, whole = one.initial_state(SLOTS), other.initial_state(SLOTS)
-    for step in range(3):
-        _, state = scores(one, state, inputs(group, step))
-        _, whole = scores(other, whole, inputs(group, step))
+    one, other, state, whole = three_steps_on(group)
     mine, others = [state, state], [whole, whole]
     for step in range(3, 6):
         for i in (0, 1, 0):  # the first is asked again after the second has gone on
@@ -140,11 +145,7 @@ def test_two_futures_of_one_past_do_not_mix():
 
 def test_a_state_given_twice_in_one_batch_serves_both():
     group = GROUPS["box"]
-    one, other = pair("decision_transformer", group)
-    state, whole = one.initial_state(SLOTS), other.initial_state(SLOTS)
-    for step in range(3):
-        _, state = scores(one, state, inputs(group, step))
-        _, whole = scores(other, whole, inputs(group, step))
+    one, other, state, whole = three_steps_on(group)
     twice = [type(state)(*(column[[0, 0, 2, 2]] for column in s)) for s in (state, whole)]
     for step in range(3, 6):
         said, twice[0] = scores(one, twice[0], inputs(group, step, np.zeros(SLOTS, bool)))
