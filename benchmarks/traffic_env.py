@@ -147,7 +147,7 @@ def run_bare(name: str, actions: np.ndarray) -> Iterator[Segments]:
 
 
 def parts_of(actions: np.ndarray) -> list[np.ndarray]:
-    """An episode's actions in segments, all but the last one, at whose end ours would begin another episode."""
+    """An episode's actions in segments, all but the last, at whose end ours would begin another episode."""
     return [actions[t : t + SEGMENT] for t in range(0, len(actions) - 1, SEGMENT)][:-1]
 
 
